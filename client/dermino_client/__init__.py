@@ -1,0 +1,1 @@
+"""The hospital: its site file, its data, and the `dermino-client` command."""

@@ -1,0 +1,48 @@
+"""What `dermino` and `dermino-client` share at the terminal: error lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from dermino_core.errors import EXIT_CODES, DerminoError
+
+EXIT_CODES_HELP = "Exit codes: " + "; ".join(f"{n} {text}" for n, text in EXIT_CODES.items()) + "."
+
+
+def say(text: str = "") -> None:
+    """Print one line for a person, on standard output."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Print one line for a person, on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def debug_requested() -> bool:
+    """Whether the user asked for tracebacks (`--debug` sets `DERMINO_DEBUG=1`)."""
+    return os.environ.get("DERMINO_DEBUG") == "1"
+
+
+def run_command(app: Callable[[], object]) -> None:
+    """Run a command-line app; turn expected errors into two lines and a documented exit code.
+
+    `--debug` anywhere on the command line shows tracebacks instead.
+    """
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["DERMINO_DEBUG"] = "1"
+    try:
+        app()
+    except DerminoError as error:
+        if debug_requested():
+            raise
+        warn(f"error {error.code}: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        warn("interrupted")
+        sys.exit(130)

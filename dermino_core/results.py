@@ -1,0 +1,209 @@
+"""The one schema of `results.json`.
+
+The coordinator writes it, reports and tables read it. Undefined numbers are `null` with a reason,
+never 0 or 1.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dermino_core.errors import DerminoError
+
+SCHEMA_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Estimate(_Model):
+    """A number with its bootstrap interval. All `None` where it is undefined."""
+
+    value: float | None
+    low: float | None = Field(default=None, description="2.5th percentile of the replicates")
+    high: float | None = Field(default=None, description="97.5th percentile of the replicates")
+    standard_error: float | None = Field(
+        default=None, description="standard deviation of replicates"
+    )
+    undefined_because: str | None = None
+
+
+class RocCurve(_Model):
+    """ROC curve on a fixed grid, so that its points name no single patient.
+
+    `true_positive_rate`, `low` and `high` (pointwise 95 % band) belong to
+    `false_positive_rate`; values are shares in 0..1.
+    """
+
+    false_positive_rate: list[float]
+    true_positive_rate: list[float]
+    low: list[float]
+    high: list[float]
+
+
+class Calibration(_Model):
+    """Predicted against observed share of the positive class, in equal-width bins.
+
+    For more than two classes: top-label confidence against accuracy. Empty bins hold `None`.
+    """
+
+    edges: list[float]
+    predicted: list[float | None]
+    observed: list[float | None]
+    count: list[int]
+    expected_calibration_error: float | None
+
+
+class Evaluation(_Model):
+    """One model on the test images of one site."""
+
+    n: int
+    class_counts: dict[str, int]
+    auroc: Estimate
+    f1: Estimate
+    roc: RocCurve | None = None
+    calibration: Calibration | None = None
+
+
+class Transfer(_Model):
+    """What one exchange with one site cost."""
+
+    site: str
+    seconds: float
+    bytes_to_site: int
+    bytes_from_site: int
+
+
+class Rejection(_Model):
+    """Why a site's reply, or its silence, did not count in a round."""
+
+    site: str
+    code: str
+    sentence: str
+
+
+class RoundRecord(_Model):
+    """One line of `metrics.jsonl`: a training round, or the final evaluation."""
+
+    round: int = Field(description="1-based; the final evaluation has rounds + 1")
+    kind: Literal["train", "evaluate"]
+    seconds: float
+    sites: list[str] = Field(description="sites whose reply was used")
+    rejected: list[Rejection] = []
+    transfers: list[Transfer] = []
+    train_loss: dict[str, float] = Field(default={}, description="site -> mean loss, last epoch")
+    auroc: dict[str, float | None] = Field(
+        default={}, description="site -> AUROC of the global model after this round"
+    )
+    f1: dict[str, float | None] = {}
+
+
+class ModelSummary(_Model):
+    """A model's mean over the sites, weighted equally, with the interval of that mean."""
+
+    auroc: Estimate
+    f1: Estimate
+
+
+class SiteResult(_Model):
+    """One hospital: its data, and every model on its test images."""
+
+    name: str
+    images_total: int
+    images_used: int
+    unreadable: int
+    n_train: int
+    n_test: int
+    train_class_counts: dict[str, int]
+    evaluations: dict[str, Evaluation] = Field(description="model key -> evaluation")
+    global_minus_local: dict[str, Estimate] = Field(
+        default={}, description="'auroc' and 'f1': paired bootstrap at the site"
+    )
+
+
+class ModelDescription(_Model):
+    """What a model key in this file means."""
+
+    key: str
+    title: str
+    description: str
+
+
+class CrossSite(_Model):
+    """AUROC of the model of site i (rows) on the test images of site j (columns)."""
+
+    rows: list[str]
+    columns: list[str]
+    auroc: list[list[float | None]]
+    f1: list[list[float | None]]
+
+
+class BackboneInfo(_Model):
+    """The frozen backbone that every number in this file rests on."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    width: int
+    precision: str
+    pretrained: bool = Field(description="False for random weights: the numbers mean nothing")
+
+
+class Results(_Model):
+    """Everything a run found. `results.json` is exactly this."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["federation"] = "federation"
+    dermino_version: str
+    created: str = Field(description="ISO 8601, UTC")
+    title: str
+    task: str
+    classes: list[str] = Field(description="the last one is the positive class of a binary task")
+    strategy: str
+    engine: Literal["inprocess", "ray", "deployment"]
+    rounds_planned: int
+    rounds_done: int
+    seed: int
+    backbone: BackboneInfo
+    machine: str = Field(description="where the coordinator ran: processor, cores, memory")
+    models: list[ModelDescription]
+    sites: list[SiteResult]
+    mean: dict[str, ModelSummary] = Field(description="model key -> mean over sites")
+    cross_site: CrossSite | None = None
+    rounds: list[RoundRecord]
+    seconds: dict[str, float] = Field(default={}, description="stage -> seconds")
+    missing_sites: list[str] = []
+    warnings: list[str] = []
+
+
+def read_results(path: Path) -> Results:
+    """Read a `results.json`, or the one in a run folder.
+
+    Raises
+    ------
+    DerminoError
+        `RESULTS_INVALID` if it is missing, damaged or of another schema version.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        return Results.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DerminoError(
+            "RESULTS_INVALID",
+            "There are no results here.",
+            where=file,
+            fix="Give the run folder of a run that finished; resume an unfinished one first.",
+        ) from None
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DerminoError(
+            "RESULTS_INVALID",
+            f"This file is not a results file of schema version {SCHEMA_VERSION}: "
+            f"{str(error).splitlines()[0]}",
+            where=file,
+            fix="Write it again with the version of dermino that made the run.",
+        ) from error

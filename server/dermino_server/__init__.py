@@ -1,0 +1,1 @@
+"""The coordinator: rounds, checkpoints, results, and the `dermino` command."""
