@@ -1,0 +1,440 @@
+"""A frozen vision transformer: named by a specification, described cheaply, loaded once.
+
+`demo`, `random:NAME`, a timm NAME, `[NAME@]FILE.safetensors` or a backbone folder; see
+:data:`dermino_core.backbone_spec.SPEC_GRAMMAR`. Features are timm's own pooled values before the
+classifier (for DINOv2 the class token after the last norm).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dermino_core.backbone_card import (
+    BackboneCard,
+    CardCache,
+    Preprocessing,
+    card_to_dict,
+    preprocessing_from_dict,
+)
+from dermino_core.backbone_spec import (
+    HUB_FILE,
+    BackboneSpec,
+    find_on_hub,
+    parse_spec,
+    read_folder_description,
+)
+from dermino_core.errors import DerminoError
+from dermino_core.files import write_atomically
+from dermino_core.precision import Precision, resolve_device, resolve_precision, worth_compiling
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = [
+    "Backbone",
+    "BackboneCard",
+    "Preprocessing",
+    "describe_backbone",
+    "load_backbone",
+    "save_backbone",
+]
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH = 16
+"""Images per forward pass on a CPU: larger batches fall out of its caches and gain nothing."""
+
+CUDA_BATCH = 256
+"""Images per forward pass on a GPU."""
+
+
+class Backbone:
+    """A loaded backbone, frozen, in evaluation mode.
+
+    Attributes
+    ----------
+    card
+        Its identity.
+    precision
+        `"fp32"` or `"bf16"`: the arithmetic inside. Features are float32 either way.
+    device
+        `"cpu"` or a CUDA device.
+    batch_size
+        Images per forward pass.
+    compiled
+        Whether inductor compiled it.
+    """
+
+    def __init__(
+        self, model: nn.Module, card: BackboneCard, precision: Precision, device: str
+    ) -> None:
+        import torch
+
+        self.card = card
+        self.precision: Precision = precision
+        self.device = device
+        self.batch_size = CUDA_BATCH if device.startswith("cuda") else CPU_BATCH
+        self.compiled = False
+        self._type = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._model: Callable[[torch.Tensor], torch.Tensor] = (
+            model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=self._type)
+        )
+        mean, std = torch.tensor(card.preprocessing.mean), torch.tensor(card.preprocessing.std)
+        self._scale = (1.0 / (255.0 * std)).view(3, 1, 1).to(device)
+        self._shift = (-mean / std).view(3, 1, 1).to(device)
+
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        """Features of prepared images: uint8 [B, H, W, 3] -> float32 [B, width].
+
+        An image's features do not depend on its neighbours in the batch; between batches of
+        different size they can differ in the last bits.
+
+        Raises
+        ------
+        ValueError
+            If `batch` has another type or shape.
+        DerminoError
+            DEVICE_UNAVAILABLE if features are not finite (the arithmetic overflowed).
+        """
+        size = self.card.preprocessing.image_size
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"expected uint8 [B, {size}, {size}, 3], got {batch.dtype} {list(batch.shape)}"
+            )
+        features = np.empty((len(batch), self.card.width), dtype=np.float32)
+        for start in range(0, len(batch), self.batch_size):
+            part = batch[start : start + self.batch_size]
+            features[start : start + len(part)] = self._forward(part)[: len(part)]
+        if not np.isfinite(features).all():
+            raise DerminoError(
+                "DEVICE_UNAVAILABLE",
+                f"The backbone's features are not finite in {self.precision} on {self.device}.",
+                fix="Use --precision fp32.",
+            )
+        return features
+
+    def compile(self) -> None:
+        """Compile and freeze the forward pass for batches of `batch_size`, if that works here.
+
+        A compiler that fails is logged; the backbone goes on uncompiled.
+        """
+        import torch
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor import config as inductor
+        from torch._inductor.exc import CppCompileError
+
+        plain, size = self._model, self.card.preprocessing.image_size
+        blank = np.zeros((self.batch_size, size, size, 3), dtype=np.uint8)
+        try:
+            with inductor.patch(freezing=True):
+                self._model = torch.compile(plain, dynamic=False)
+                self.compiled = True
+                self._forward(blank)
+        except (TorchDynamoException, CppCompileError, OSError) as error:
+            logger.info("the backbone runs uncompiled: %s", str(error).splitlines()[0])
+            self._model, self.compiled = plain, False
+
+    def _forward(self, part: np.ndarray) -> np.ndarray:
+        import torch
+
+        if self.compiled and len(part) < self.batch_size:
+            padded = np.zeros((self.batch_size, *part.shape[1:]), dtype=np.uint8)
+            padded[: len(part)] = part
+            part = padded
+        # Freezing needs no_grad: constants folded under inference_mode cannot be traced.
+        with torch.no_grad() if self.compiled else torch.inference_mode():
+            pixels = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+            values = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+            values = values.contiguous().to(self._type)
+            return self._model(values).float().cpu().numpy()
+
+
+def describe_backbone(
+    spec: str, *, image_size: int | None = None, cache_dir: Path | None
+) -> BackboneCard:
+    """The card of a backbone. A second call with the same cache imports neither torch nor timm.
+
+    Parameters
+    ----------
+    spec
+        See :data:`dermino_core.backbone_spec.SPEC_GRAMMAR`.
+    image_size
+        In pixels, instead of the backbone's own.
+    cache_dir
+        Where cards are remembered; None: nowhere.
+
+    Raises
+    ------
+    DerminoError
+        BACKBONE_UNAVAILABLE, BACKBONE_MISMATCH, CONFIG_INVALID, MODEL_INVALID, CACHE_UNWRITABLE.
+    """
+    parsed = parse_spec(spec)
+    if cache_dir is None:
+        return _load_model(parsed, image_size)[1]
+    cache = CardCache(cache_dir)
+    hub = cache.state["hub"]
+    weights: Path | None = None
+    if parsed.kind == "hub":
+        weights = Path(hub.get(parsed.text, ""))
+        if not weights.is_file():
+            weights = _hub_weights(parsed)
+            hub[parsed.text] = str(weights)
+    if parsed.kind in ("demo", "random"):
+        content = parsed.text
+    else:
+        content = cache.content(_files_of(parsed, weights))
+    key = cache.key(content, parsed.architecture, image_size)
+    card = cache.get(key)
+    if card is None:
+        card = _load_model(parsed, image_size, weights)[1]
+        cache.put(key, card)
+    return replace(card, name=parsed.text, source=_source_of(parsed, weights))
+
+
+def load_backbone(
+    spec: str,
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    image_size: int | None = None,
+    n_images: int | None = None,
+) -> Backbone:
+    """Load a backbone for use.
+
+    Parameters
+    ----------
+    spec
+        See :data:`dermino_core.backbone_spec.SPEC_GRAMMAR`.
+    precision
+        `auto`, `fp32` or `bf16`; see :func:`dermino_core.precision.resolve_precision`. bf16 holds
+        weights and activations in bf16: cosine to fp32 above 0.9999 for DINOv2 ViT-S/14.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    image_size
+        In pixels, instead of the backbone's own.
+    n_images
+        How many images are to come. Decides whether compiling pays; see
+        :func:`dermino_core.precision.worth_compiling`.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`describe_backbone`, and DEVICE_UNAVAILABLE.
+    """
+    place = resolve_device(device)
+    arithmetic = resolve_precision(precision, place)
+    _check_cuda(place)
+    model, card = _load_model(parse_spec(spec), image_size)
+    backbone = Backbone(model, card, arithmetic, place)
+    if worth_compiling(_gflops(model, card), n_images, arithmetic, place):
+        logger.info("compiling the backbone for %s images", n_images)
+        backbone.compile()
+    return backbone
+
+
+def save_backbone(
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    *,
+    architecture: str,
+    preprocessing: Preprocessing,
+    about: dict[str, Any] | None = None,
+) -> BackboneCard:
+    """Write a backbone folder, which is a backbone specification by itself.
+
+    Parameters
+    ----------
+    folder
+        Receives model.safetensors and then model.json.
+    weights
+        Named as in timm, without a classifier, fitting `architecture` at the image size in
+        `preprocessing`.
+    about
+        More for model.json: what it was trained on.
+
+    Raises
+    ------
+    DerminoError
+        BACKBONE_UNAVAILABLE if the weights do not fit the architecture.
+    """
+    from safetensors.torch import save
+
+    from dermino_core.backbone_weights import build_model, fingerprint_weights, load_checkpoint
+
+    plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in weights.items()}
+    file = folder / HUB_FILE
+    write_atomically(file, save(plain, metadata={"architecture": architecture}))
+    model, _ = build_model(architecture, preprocessing.image_size)
+    kept = load_checkpoint(model, file, architecture)
+    identity = fingerprint_weights(architecture, kept, preprocessing)
+    card = _card(
+        str(folder),
+        architecture,
+        model,
+        preprocessing,
+        fingerprint=identity,
+        pretrained=True,
+        source=str(file),
+    )
+    body = {"kind": "backbone", **card_to_dict(card), **(about or {})}
+    write_atomically(folder / "model.json", json.dumps(body, indent=1))
+    return card
+
+
+def _load_model(
+    spec: BackboneSpec, image_size: int | None, hub_file: Path | None = None
+) -> tuple[nn.Module, BackboneCard]:
+    from dermino_core.backbone_weights import (
+        DEMO_ARCHITECTURE,
+        DEMO_SEED,
+        build_model,
+        fill_randomly,
+        fingerprint_weights,
+        infer_architecture,
+        load_checkpoint,
+    )
+
+    described: dict[str, Any] = {}
+    weights_file: Path | None = None
+    if spec.kind == "demo":
+        architecture = DEMO_ARCHITECTURE
+    elif spec.kind == "folder" and spec.path is not None:
+        described = read_folder_description(spec.path)
+        architecture, weights_file = str(described["architecture"]), spec.path / HUB_FILE
+    elif spec.kind == "file" and spec.path is not None:
+        weights_file = spec.path
+        architecture = spec.architecture or infer_architecture(weights_file)
+    else:
+        architecture = str(spec.architecture)
+    wanted = _described_preprocessing(spec, described) if described else None
+    model, preprocessing = build_model(
+        architecture, image_size or (wanted.image_size if wanted else None)
+    )
+    if wanted:
+        preprocessing = replace(wanted, image_size=preprocessing.image_size)
+    if spec.kind == "hub":
+        weights_file = hub_file or _hub_weights(spec)
+    if weights_file is None:
+        fill_randomly(model, DEMO_SEED)
+        weights = dict(model.state_dict())
+    else:
+        weights = load_checkpoint(model, weights_file, architecture)
+    found = fingerprint_weights(architecture, weights, preprocessing)
+    if wanted == preprocessing and found != described["fingerprint"]:
+        raise DerminoError(
+            "BACKBONE_MISMATCH",
+            "The weights are not the ones that model.json describes (fingerprints differ).",
+            where=weights_file,
+            fix="Copy the whole folder again from where it was made.",
+        )
+    return model, _card(
+        spec.text,
+        architecture,
+        model,
+        preprocessing,
+        fingerprint=found,
+        pretrained=weights_file is not None,
+        source=_source_of(spec, weights_file),
+    )
+
+
+def _card(
+    name: str,
+    architecture: str,
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    *,
+    fingerprint: str,
+    pretrained: bool,
+    source: str,
+) -> BackboneCard:
+    parts: Any = model
+    return BackboneCard(
+        name=name,
+        architecture=architecture,
+        width=int(parts.num_features),
+        patch_size=int(parts.patch_embed.patch_size[0]),
+        preprocessing=preprocessing,
+        fingerprint=fingerprint,
+        pretrained=pretrained,
+        source=source,
+    )
+
+
+def _described_preprocessing(spec: BackboneSpec, described: dict[str, Any]) -> Preprocessing:
+    try:
+        return preprocessing_from_dict(described["preprocessing"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DerminoError(
+            "MODEL_INVALID",
+            f"model.json has no valid preprocessing ({error!r}).",
+            where=spec.path,
+            fix=f"It needs {', '.join(item.name for item in fields(Preprocessing))}.",
+        ) from error
+
+
+def _check_cuda(device: str) -> None:
+    import torch
+
+    if not device.startswith("cuda"):
+        return
+    index = torch.device(device).index or 0
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise DerminoError(
+            "DEVICE_UNAVAILABLE",
+            f"torch cannot use {device} (driver too old, or no such GPU).",
+            fix="Use --device cpu, or correct the driver; `nvidia-smi` shows what is there.",
+        )
+
+
+def _hub_weights(spec: BackboneSpec) -> Path:
+    from dermino_core.backbone_weights import build_model, hub_repository
+
+    name = str(spec.architecture)
+    repository = hub_repository(name)
+    if repository is None:
+        build_model(name, None)
+        raise DerminoError(
+            "BACKBONE_UNAVAILABLE",
+            f"timm has no pretrained weights for {name!r}.",
+            fix=f"Bring a checkpoint, --backbone {name}@FILE.safetensors, or use random:{name}.",
+        )
+    return find_on_hub(repository, name)
+
+
+def _files_of(spec: BackboneSpec, hub_file: Path | None) -> list[Path]:
+    if spec.kind == "folder" and spec.path is not None:
+        read_folder_description(spec.path)
+        files = [spec.path / "model.json", spec.path / HUB_FILE]
+        if not files[1].is_file():
+            raise DerminoError(
+                "MODEL_INVALID",
+                f"The backbone folder has no {HUB_FILE}.",
+                where=spec.path,
+                fix="Copy the whole folder again from where it was made.",
+            )
+        return files
+    return [path for path in (hub_file or spec.path,) if path is not None]
+
+
+def _source_of(spec: BackboneSpec, weights: Path | None) -> str:
+    if spec.kind in ("demo", "random"):
+        return "seeded random weights"
+    return str(spec.path if spec.path is not None else weights)
+
+
+def _gflops(model: nn.Module, card: BackboneCard) -> float:
+    grid = card.preprocessing.image_size // card.patch_size
+    tokens = grid * grid + 1
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    blocks: Any = getattr(model, "blocks", ())
+    attention = 4 * tokens * tokens * card.width * len(blocks)
+    return (2 * tokens * matrices + attention) / 1e9
