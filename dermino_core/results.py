@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dermino_core.backbone_card import BackboneCard
 from dermino_core.errors import DerminoError
 
 SCHEMA_VERSION = 1
@@ -74,7 +75,9 @@ class Transfer(_Model):
     """What one exchange with one site cost."""
 
     site: str
-    seconds: float
+    seconds: float = Field(
+        description="computing at the site, without the transport; 0 without a usable reply"
+    )
     bytes_to_site: int
     bytes_from_site: int
 
@@ -92,7 +95,7 @@ class RoundRecord(_Model):
 
     round: int = Field(description="1-based; the final evaluation has rounds + 1")
     kind: Literal["train", "evaluate"]
-    seconds: float
+    seconds: float = Field(description="wall clock at the coordinator, transport included")
     sites: list[str] = Field(description="sites whose reply was used")
     rejected: list[Rejection] = []
     transfers: list[Transfer] = []
@@ -152,6 +155,18 @@ class BackboneInfo(_Model):
     width: int
     precision: str
     pretrained: bool = Field(description="False for random weights: the numbers mean nothing")
+
+    @classmethod
+    def of(cls, card: BackboneCard, precision: str) -> BackboneInfo:
+        """The part of a backbone's card that results carry."""
+        return cls(
+            name=card.name,
+            architecture=card.architecture,
+            fingerprint=card.fingerprint,
+            width=card.width,
+            precision=precision,
+            pretrained=card.pretrained,
+        )
 
 
 class Results(_Model):

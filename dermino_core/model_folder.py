@@ -1,0 +1,134 @@
+"""The model folder of a federation: `model.safetensors`, `model.json`, `README.md` (model card).
+
+It holds the head. The backbone is named by its fingerprint, so that a prediction is made with the
+very encoder the head was trained on or not at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dermino_core.errors import DerminoError
+from dermino_core.files import write_atomically
+from dermino_core.heads import LinearHead
+from dermino_core.results import BackboneInfo, Estimate, Results
+
+
+class SiteCount(BaseModel):
+    """Training images of one site."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    site: str
+    images: int
+    classes: dict[str, int]
+
+
+class ModelInfo(BaseModel):
+    """`model.json`: what the head is, what it needs, and what it was trained on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["linear-head"] = "linear-head"
+    title: str
+    task: str
+    classes: list[str]
+    backbone: BackboneInfo
+    backbone_spec: str
+    strategy: str
+    rounds: int
+    seed: int
+    created: str
+    dermino_version: str
+    trained_on: list[SiteCount]
+
+
+def save_model(folder: Path, head: LinearHead, info: ModelInfo, results: Results) -> None:
+    """Write the three files; `model.json` last, so that a folder with it is complete."""
+    from safetensors.numpy import save
+
+    write_atomically(folder / "model.safetensors", save(head.arrays()))
+    write_atomically(folder / "README.md", _card(info, results))
+    write_atomically(folder / "model.json", info.model_dump_json(indent=1) + "\n")
+
+
+def load_model(folder: Path) -> tuple[LinearHead, ModelInfo]:
+    """Read a model folder.
+
+    Raises
+    ------
+    DerminoError
+        `MODEL_INVALID` if a file is missing or damaged, an array is missing or superfluous, or
+        shapes do not fit the classes and the backbone's width.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        info = ModelInfo.model_validate_json((folder / "model.json").read_text(encoding="utf-8"))
+        head = LinearHead.from_arrays(load((folder / "model.safetensors").read_bytes()))
+        expected = (len(info.classes), info.backbone.width)
+        if head.weight.shape != expected:
+            raise ValueError(f"weight has shape {head.weight.shape}, not {expected}")
+    except (OSError, SafetensorError, ValidationError, ValueError) as error:
+        raise DerminoError(
+            "MODEL_INVALID",
+            f"This model folder cannot be used: {str(error).splitlines()[0]}",
+            where=folder,
+            fix="Give the model/ folder of a finished run.",
+        ) from error
+    return head, info
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"undefined ({estimate.undefined_because})"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _card(info: ModelInfo, results: Results) -> str:
+    sites = "\n".join(
+        f"| {s.site} | {s.images} | " + ", ".join(f"{k} {v}" for k, v in s.classes.items()) + " |"
+        for s in info.trained_on
+    )
+    scores = "\n".join(
+        f"| {model.title} | {_interval(results.mean[model.key].auroc)} | "
+        f"{_interval(results.mean[model.key].f1)} |"
+        for model in results.models
+        if model.key in results.mean
+    )
+    warnings = "\n".join(f"- {text}" for text in results.warnings) or "- none"
+    return f"""# {info.title}
+
+A linear head for the task *{info.task}* (classes: {", ".join(info.classes)}) on the frozen backbone
+`{info.backbone.name}` (fingerprint `{info.backbone.fingerprint[:16]}`), trained by {info.strategy}
+over {info.rounds} rounds (seed {info.seed}) with dermino {info.dermino_version} on {info.created}.
+
+Research software, not a medical device: not for diagnosis.
+
+## Trained on
+
+| Site | Training images | Classes |
+| --- | --- | --- |
+{sites}
+
+## Mean over the sites' test halves (95 % interval)
+
+| Model | AUROC | F1 |
+| --- | --- | --- |
+{scores}
+
+## Read this first
+
+{warnings}
+
+## Use
+
+    dermino predict --model THIS_FOLDER IMAGE...
+"""
