@@ -1,0 +1,234 @@
+"""`dermino data`: from the download of a data set to a checked table of images."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dermino_core.console import EXIT_CODES_HELP, say, warn
+from dermino_core.datasets import DATASETS, DatasetInfo, find_dataset
+from dermino_core.datasets.synthetic_sites import SITES
+from dermino_core.errors import DerminoError
+
+if TYPE_CHECKING:
+    from dermino_core.manifest_checks import ManifestReport, Problem
+
+ROWS_SHOWN = 5
+"""Problems of one kind that `check` shows; the rest is counted."""
+
+data_app = typer.Typer(
+    name="data",
+    no_args_is_help=True,
+    help="Prepare public data sets and check tables of images.",
+    epilog=EXIT_CODES_HELP,
+)
+
+
+@data_app.command("list", epilog="Example: dermino data list")
+def list_datasets() -> None:
+    """List the data sets that `dermino data prepare` knows."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "images", "kind", "labels", "where"):
+        table.add_column(heading, justify="right" if heading == "images" else "left")
+    for info in DATASETS.values():
+        labels = ", ".join(info.label_map)
+        table.add_row(info.name, f"{info.images:,}", info.modality, labels, info.where)
+    for site in SITES:
+        labels = ", ".join(site.label_map)
+        table.add_row(site.name, f"{site.images:,}", site.style, labels, "drawn here, needs no RAW")
+    _print(table)
+
+
+@data_app.command(
+    "prepare",
+    epilog="Example: dermino data prepare ph2 ~/Downloads/PH2Dataset --out data/ph2",
+)
+def prepare(
+    name: Annotated[str, typer.Argument(help="mednode, ph2, fitzpatrick17k or synthetic-...")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the manifest.")],
+    raw: Annotated[
+        Path | None, typer.Argument(help="Folder of the unpacked download. Not for synthetic-...")
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="fitzpatrick17k: 2, 3 or 9 classes; 2 by default.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="fitzpatrick17k: fetch its images first.")
+    ] = False,
+) -> None:
+    """Write the manifest (table of images) of a data set. Images stay where they are.
+
+    NAME is one of those that `dermino data list` shows; RAW is the folder of its unpacked
+    download (not needed for synthetic sites, which are drawn into --out).
+    """
+    if any(site.name == name for site in SITES):
+        _prepare_synthetic(name, raw, out)
+        return
+    info = find_dataset(name)
+    if raw is None:
+        raise typer.BadParameter(
+            f"give the folder of the download. Get it from: {info.where}", param_hint="RAW"
+        )
+    options = _options(info, partition)
+    if download:
+        _download(info, raw, options)
+    manifest = info.prepare(raw, out, **options)
+    _say_rows(manifest)
+    missing = manifest.with_name("missing.csv")
+    if missing.exists():
+        count = len(missing.read_text(encoding="utf-8").splitlines()) - 1
+        warn(f"{count} images of the data set are not here; they are listed in {missing}.")
+    _say_next(info.name, manifest, raw)
+
+
+@data_app.command(
+    "check",
+    epilog="Example: dermino data check data/ph2/manifest.csv --images ~/Downloads/PH2Dataset",
+)
+def check(
+    manifest: Annotated[Path, typer.Argument(help="CSV or Parquet table of images.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder that its entries are relative to; the table's own by default."),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=COLUMN, for example label=binary. May be given again."),
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode/--no-decode", help="Read every image whole.")
+    ] = True,
+) -> None:
+    """Check a table of images; exit code 4 if a row of it cannot be used.
+
+    MANIFEST is a CSV or Parquet file with a column `image`, whose entries are relative to
+    --images, and `label`, `split`, `group` and others as far as they are known.
+    """
+    from dermino_core.manifest import read_manifest
+    from dermino_core.manifest_checks import check_manifest
+
+    table = read_manifest(manifest, root=images, columns=_columns(column or ()))
+    report = check_manifest(table, decode=decode)
+    _show(report)
+    errors = [problem for problem in report.problems if problem.severity == "error"]
+    if errors or not report.ok:
+        kinds = ", ".join(sorted({problem.kind for problem in errors}))
+        raise DerminoError(
+            "MANIFEST_INVALID",
+            f"The check found {len(errors)} errors in {len(table.records)} rows ({kinds}).",
+            where=manifest,
+            fix="Correct or remove the rows listed above, then check again.",
+        )
+    warnings = f", {len(report.problems)} warnings" if report.problems else ""
+    say(f"{manifest}: {len(table.records)} rows, no errors{warnings}.")
+
+
+def _prepare_synthetic(name: str, raw: Path | None, out: Path) -> None:
+    if raw is not None:
+        raise typer.BadParameter(f"{name} is drawn and reads no folder.", param_hint="RAW")
+    from dermino_core.datasets.synthetic import write_site
+
+    manifest = write_site(out, site=name)
+    _say_rows(manifest)
+    _say_next(name, manifest, out)
+
+
+def _options(info: DatasetInfo, partition: str | None) -> dict[str, str]:
+    if partition is None:
+        return {}
+    if "partition" not in info.options:
+        raise typer.BadParameter(f"{info.name} has no partitions.", param_hint="--partition")
+    return {"partition": partition}
+
+
+def _download(info: DatasetInfo, raw: Path, options: dict[str, str]) -> None:
+    if info.name != "fitzpatrick17k":
+        raise typer.BadParameter(
+            f"{info.name} cannot be downloaded by a command. Get it from: {info.where}",
+            param_hint="--download",
+        )
+    from dermino_core.datasets.fitzpatrick17k import download
+
+    report = download(raw, partition=options.get("partition", "2"))
+    say(
+        f"{report.fetched} images fetched, {report.already_here} were here, "
+        f"{len(report.not_had)} could not be had."
+    )
+    if report.not_had:
+        warn(f"What could not be had, and why: {raw / 'images' / 'not_downloaded.csv'}")
+
+
+def _say_rows(manifest: Path) -> None:
+    import csv
+    from collections import Counter
+
+    with manifest.open(encoding="utf-8", newline="") as file:
+        labels = Counter(row["label"] for row in csv.DictReader(file))
+    parts = ", ".join(f"{label} {count}" for label, count in labels.most_common())
+    say(f"{manifest}: {labels.total()} images ({parts})")
+
+
+def _say_next(name: str, manifest: Path, images: Path) -> None:
+    site = name.removeprefix("synthetic-")
+    table, folder = shlex.quote(str(manifest)), shlex.quote(str(images))
+    say("")
+    say("Next:")
+    say(f"  dermino data check {table} --images {folder}")
+    say(f"  dermino-client init --site {site} --images {folder} --labels {table}")
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise typer.BadParameter(
+                f"{pair!r} is not FIELD=COLUMN, for example label=binary.", param_hint="--column"
+            )
+        columns[field.strip()] = column.strip()
+    return columns
+
+
+def _show(report: ManifestReport) -> None:
+    """A table of problems, grouped by kind, errors first."""
+    if not report.problems:
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    kinds: dict[tuple[bool, str], list[Problem]] = {}
+    for problem in report.problems:
+        kinds.setdefault((problem.severity != "error", problem.kind), []).append(problem)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("problem", "row", "image", "detail"):
+        table.add_column(heading, overflow="fold")
+    for (is_warning, kind), problems in sorted(kinds.items()):
+        severity = "warning" if is_warning else "error"
+        for place, problem in enumerate(problems[:ROWS_SHOWN]):
+            title = f"{severity}: {kind} ({len(problems)})" if place == 0 else ""
+            # Names come from files: shown as plain text, never as markup or control characters.
+            cells = (title, problem.row, problem.image, problem.detail)
+            table.add_row(*(Text(_plain(cell)) for cell in cells))
+        if len(problems) > ROWS_SHOWN:
+            table.add_row("", "", "", f"... and {len(problems) - ROWS_SHOWN} more")
+    _print(table)
+
+
+def _plain(value: object) -> str:
+    text = "" if value is None else str(value)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _print(table: object) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
