@@ -1,0 +1,1 @@
+"""Plots as inline SVG: matplotlib draws them, the page's style sheet colours them."""

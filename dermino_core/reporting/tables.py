@@ -1,0 +1,173 @@
+"""The tables of the report, as HTML."""
+
+from __future__ import annotations
+
+from dermino_core.reporting.markup import escape, scroll_box, table
+from dermino_core.reporting.numbers import (
+    UNDEFINED,
+    amount_of_bytes,
+    count,
+    decimal,
+    duration,
+    estimate_html,
+)
+from dermino_core.reporting.plots.legend import model_swatch
+from dermino_core.reporting.roles import models_of
+from dermino_core.reporting.text import difference_sentence
+from dermino_core.results import CrossSite, Estimate, Evaluation, Results, SiteResult
+
+MATRIX_LIMIT = 25
+
+
+def site_tables(results: Results) -> str:
+    """AUROC and F1 of every model: one table for each hospital."""
+    tables = "".join(_site_table(results, site) for site in results.sites)
+    return f'<div class="grid small">{tables}</div>'
+
+
+def _score_table(title: str, facts: str, rows: list[str], *, label: str) -> str:
+    head = '<tr><th scope="col">Model</th><th scope="col">AUROC</th><th scope="col">F1</th></tr>'
+    content = f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    box = scroll_box(content, label=f"AUROC and F1, {label}")
+    return f'<div><h3>{title}</h3><p class="facts">{facts}</p>{box}</div>'
+
+
+def _score_row(label: str, auroc: Estimate, f1: Estimate, *, signed: bool = False) -> str:
+    verdicts = [difference_sentence(e) if signed else "" for e in (auroc, f1)]
+    cells = "".join(
+        f"<td>{estimate_html(e, signed=signed)}"
+        + (f' <span class="verdict">{verdict}</span>' if verdict else "")
+        + "</td>"
+        for e, verdict in zip((auroc, f1), verdicts, strict=True)
+    )
+    css_class = ' class="difference"' if signed else ""
+    return f'<tr{css_class}><th scope="row">{label}</th>{cells}</tr>'
+
+
+def mean_table(results: Results) -> str:
+    """AUROC and F1 of every model, averaged over the hospitals."""
+    rows = [
+        _score_row(
+            f"{model_swatch(i)}{escape(model.title)}",
+            results.mean[model.key].auroc,
+            results.mean[model.key].f1,
+        )
+        for i, model in enumerate(models_of(results))
+        if model.key in results.mean
+    ]
+    title = "Mean over hospitals"
+    return _score_table(title, "every hospital counts the same", rows, label=title)
+
+
+def _site_table(results: Results, site: SiteResult) -> str:
+    rows = [
+        _score_row(
+            f"{model_swatch(i)}{escape(model.title)}",
+            site.evaluations[model.key].auroc,
+            site.evaluations[model.key].f1,
+        )
+        for i, model in enumerate(models_of(results))
+        if model.key in site.evaluations
+    ]
+    if site.global_minus_local:
+        missing = Estimate(value=None, undefined_because="not computed")
+        rows.append(
+            _score_row(
+                "Federated minus own model",
+                site.global_minus_local.get("auroc", missing),
+                site.global_minus_local.get("f1", missing),
+                signed=True,
+            )
+        )
+    sizes = sorted({evaluation.n for evaluation in site.evaluations.values()})
+    tested = " / ".join(count(n) for n in sizes) or UNDEFINED
+    facts = f"n = {tested} test images: {_class_counts(_test_counts(site))}"
+    return _score_table(f"<bdi>{escape(site.name)}</bdi>", facts, rows, label=site.name)
+
+
+def _test_counts(site: SiteResult) -> dict[str, int]:
+    first: Evaluation | None = next(iter(site.evaluations.values()), None)
+    return first.class_counts if first else {}
+
+
+def _class_counts(counts: dict[str, int]) -> str:
+    listed = ", ".join(f"{count(n)} {escape(label)}" for label, n in counts.items())
+    return listed or UNDEFINED
+
+
+def images_table(results: Results) -> str:
+    """What each hospital had: images used of those listed, train and test, per class."""
+    rows = [
+        [
+            f"<bdi>{escape(site.name)}</bdi>",
+            f"{count(site.images_used)} of {count(site.images_total)}",
+            count(site.unreadable),
+            f'{count(site.n_train)} <span class="why">{_class_counts(site.train_class_counts)}'
+            "</span>",
+            f'{count(site.n_test)} <span class="why">{_class_counts(_test_counts(site))}</span>',
+        ]
+        for site in results.sites
+    ]
+    head = ["Hospital", "Images used", "Unreadable", "Training", "Test"]
+    return table(head, rows, label="Images of each hospital")
+
+
+def matrix_table(cross: CrossSite, values: list[list[float | None]], metric: str) -> str:
+    """The cross-site matrix as a heatmap whose cells are numbers.
+
+    Cells get one of eleven shades for 0, 0.1, … 1; at most 25 rows and columns are drawn.
+    """
+    columns = cross.columns[:MATRIX_LIMIT]
+    head = "".join(f'<th scope="col"><bdi>{escape(name)}</bdi></th>' for name in columns)
+    lines: list[str] = []
+    for name, row in zip(cross.rows[:MATRIX_LIMIT], values, strict=False):
+        cells = "".join(
+            _matrix_cell(value, own=name == column)
+            for column, value in zip(columns, row, strict=False)
+        )
+        lines.append(f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th>{cells}</tr>')
+    corner = '<td class="corner">trained at ↓<br>tested at →</td>'
+    content = (
+        f'<table class="matrix"><caption>{escape(metric)}</caption>'
+        f"<thead><tr>{corner}{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+    return scroll_box(content, label=f"{metric} of the model of each row on each column's images")
+
+
+def _matrix_cell(value: float | None, *, own: bool) -> str:
+    text = decimal(value)
+    if value is None or text == UNDEFINED:
+        return f'<td class="shade-none" title="undefined">{UNDEFINED}</td>'
+    shade = min(10, max(0, int(value * 10 + 1e-9)))
+    return f'<td class="shade-{shade}{" own" if own else ""}">{text}</td>'
+
+
+def exchange_table(results: Results) -> str:
+    """Messages and bytes per hospital, over all rounds."""
+    replies: dict[str, int] = {}
+    sent: dict[str, int] = {}
+    received: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    for record in results.rounds:
+        for transfer in record.transfers:
+            name = transfer.site
+            replies[name] = replies.get(name, 0) + 1
+            sent[name] = sent.get(name, 0) + transfer.bytes_from_site
+            received[name] = received.get(name, 0) + transfer.bytes_to_site
+            seconds[name] = seconds.get(name, 0.0) + transfer.seconds
+    rows = [
+        [
+            f"<bdi>{escape(name)}</bdi>",
+            count(replies[name]),
+            f'{amount_of_bytes(sent[name])} <span class="why">{count(sent[name])} bytes</span>',
+            f'{amount_of_bytes(received[name])} <span class="why">{count(received[name])} bytes'
+            "</span>",
+            duration(seconds[name]),
+        ]
+        for name in replies
+    ]
+    if not rows:
+        return "<p>No exchange with a hospital was recorded.</p>"
+    head = ["Hospital", "Messages out", "Left the hospital", "Came in", "Computing time"]
+    return table(head, rows, label="Messages and bytes per hospital")
