@@ -1,0 +1,87 @@
+"""FedAvg: every site trains the global head on its own images; the coordinator averages.
+
+McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+Algorithm 1, with the schedule of the DermINO paper, section 4.2.4: two local epochs of Adam from
+2e-4, annealed by a cosine, two global rounds, a linear layer on a frozen encoder.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from dermino_core.heads import HeadRecipe, LinearHead, fit_head
+from dermino_strategies.base import Arrays, Settings, SiteData, SiteUpdate, Strategy
+
+
+class FedAvgSettings(Settings):
+    """The paper's numbers; batch size and initial head are ours, because the paper is silent."""
+
+    local_epochs: int = Field(default=2, ge=1, le=1000)
+    learning_rate: float = Field(default=2e-4, gt=0, le=10)
+    batch_size: int = Field(default=32, ge=1)
+    initial_head: Literal["uniform", "zeros"] = "uniform"
+
+
+class FedAvg(Strategy):
+    """Example-weighted federated averaging of linear heads."""
+
+    name = "fedavg"
+    leaves_the_building = (
+        "per round: the head's weights and bias after local training, the number of training "
+        "images, and the mean training loss"
+    )
+
+    def __init__(self, settings: FedAvgSettings | None = None) -> None:
+        self.settings = settings or FedAvgSettings()
+
+    def initial_arrays(self, n_classes: int, width: int, seed: int) -> Arrays:
+        """A seeded head: `weight` [C, D] and `bias` [C]."""
+        how = self.settings.initial_head
+        return LinearHead.initial(n_classes, width, how=how, seed=seed).arrays()
+
+    def site_update(self, data: SiteData, arrays: Arrays, round_: int, seed: int) -> SiteUpdate:
+        """Train the global head for the local epochs; send it with the number of images."""
+        recipe = HeadRecipe(
+            epochs=self.settings.local_epochs,
+            learning_rate=self.settings.learning_rate,
+            batch_size=self.settings.batch_size,
+        )
+        head, loss = fit_head(
+            LinearHead.from_arrays(arrays),
+            data.features,
+            data.labels,
+            recipe,
+            seed=(seed, round_, zlib.crc32(data.site.encode())),
+            device=data.device,
+        )
+        return SiteUpdate(head.arrays(), examples=len(data.labels), metrics={"train-loss": loss})
+
+    def aggregate(self, arrays: Arrays, updates: Mapping[str, SiteUpdate]) -> Arrays:
+        """Mean of the sites' heads weighted by their training images, by Flower's FedAvg."""
+        from flwr.app import MetricRecord, RecordDict
+        from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+        from dermino_strategies.protocol import record_of
+
+        records = [
+            RecordDict(
+                {
+                    "arrays": record_of(updates[site].arrays),
+                    "metrics": MetricRecord({"num-examples": updates[site].examples}),
+                }
+            )
+            for site in sorted(updates)
+        ]
+        mean = aggregate_arrayrecords(records, "num-examples")
+        return {
+            name: array.numpy().astype(arrays[name].dtype, copy=False)
+            for name, array in mean.items()
+        }
+
+    def head(self, arrays: Arrays) -> LinearHead:
+        """The averaged head itself."""
+        return LinearHead.from_arrays(arrays)
