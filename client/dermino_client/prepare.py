@@ -1,0 +1,322 @@
+"""From a site file to features and labels, once; afterwards from a snapshot.
+
+`prepare_site` reads the manifest, maps labels, splits, and embeds what the cache lacks. It keeps a
+snapshot, because a fresh process answers every Flower message: `load_prepared` opens the snapshot
+and compares sizes and times of the images with the disk, so that it decodes nothing, imports
+neither torch nor timm, and still refuses to train on data that is no longer there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dermino_client.site import Site
+from dermino_core.backbone_card import BackboneCard, card_from_dict, card_to_dict
+from dermino_core.errors import DerminoError
+from dermino_core.features import Unreadable, extract_features
+from dermino_core.files import write_atomically
+from dermino_core.labels import apply_label_map
+from dermino_core.manifest import Manifest, Record, read_manifest
+from dermino_core.splits import split_records
+
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PreparedSite:
+    """A site's features [n, D], class indices [n] and split, in the order of the manifest."""
+
+    name: str
+    task: str
+    classes: list[str]
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    split: npt.NDArray[np.str_]
+    groups: list[str]
+    images_total: int
+    unreadable: int
+    card: BackboneCard
+    precision: str
+    decoded: int = 0
+
+    @property
+    def backbone_fingerprint(self) -> str:
+        """Identity of the backbone that made the features."""
+        return self.card.fingerprint
+
+    @property
+    def width(self) -> int:
+        """D, the width of a feature vector."""
+        return int(self.features.shape[1])
+
+    @property
+    def images_used(self) -> int:
+        """Images with features and a class."""
+        return len(self.labels)
+
+    def half(self, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str]]:
+        """Features, labels and groups of one half: `train` or `test`."""
+        chosen = self.split == split
+        groups = [g for g, keep in zip(self.groups, chosen, strict=True) if keep]
+        return self.features[chosen], self.labels[chosen], groups
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The records that take part, with class, half and anonymous group of each."""
+
+    manifest: Manifest
+    records: list[Record]
+    labels: list[int]
+    split: list[str]
+    groups: list[str]
+
+
+def select_records(site: Site) -> _Selection:
+    """Read the manifest, map labels, leave out what the label map excludes, and split.
+
+    The split does not depend on which images turn out to be unreadable.
+
+    Raises
+    ------
+    DerminoError
+        `MANIFEST_INVALID`, `LABEL_UNMAPPED`, or `DATA_TOO_FEW` when nothing is left.
+    """
+    manifest = read_manifest(site.manifest, root=site.images, columns=site.data.columns)
+    labelled = [record for record in manifest.records if record.label is not None]
+    classes = apply_label_map([str(r.label) for r in labelled], site.labels, site.classes)
+    kept = [(r, c) for r, c in zip(labelled, classes, strict=True) if c is not None]
+    _enough(site, len(kept))
+    records, labels = [r for r, _ in kept], [c for _, c in kept]
+    split = split_records(
+        records,
+        [site.classes[c] for c in labels],
+        seed=site.data.split_seed,
+        train_share=site.data.train_share,
+    )
+    return _Selection(manifest, records, labels, split, _groups(records))
+
+
+def _enough(site: Site, images: int) -> None:
+    if images < site.data.min_images:
+        raise DerminoError(
+            "DATA_TOO_FEW",
+            f"Only {images} images can be used; the site asks for at least {site.data.min_images}.",
+            where=f"{site.file}, data.min_images",
+            fix="Add images, map more labels in [labels], or lower min_images.",
+        )
+
+
+def prepare_site(
+    site: Site,
+    *,
+    backbone: str | None = None,
+    precision: str | None = None,
+    cache: Path | None = None,
+) -> PreparedSite:
+    """Everything up to training. Embeds only images that the cache does not hold.
+
+    Parameters
+    ----------
+    backbone, precision, cache
+        In place of what the site file says.
+
+    Raises
+    ------
+    DerminoError
+        `IMAGE_UNREADABLE` when more images fail than `max_unreadable` allows, `DATA_TOO_FEW`
+        when fewer than `min_images` remain or a half or class is empty, and what reading the
+        manifest, the images and the backbone may raise.
+    """
+    selection = select_records(site)
+    cache = cache or site.cache
+    paths = [selection.manifest.path_of(record) for record in selection.records]
+    stats = _stat(paths)
+    table = extract_features(
+        paths,
+        backbone or site.backbone_spec,
+        cache=cache,
+        precision=precision or site.backbone.precision,
+        device=site.backbone.device,
+        title=site.name,
+    )
+    _readable_enough(site, selection.records, table.unreadable)
+    _enough(site, len(table.rows))
+    prepared = PreparedSite(
+        name=site.name,
+        task=site.site.task,
+        classes=site.classes,
+        features=np.asarray(table.vectors, dtype=np.float32),
+        labels=np.array(selection.labels, dtype=np.int64)[table.rows],
+        split=np.array(selection.split)[table.rows],
+        groups=[selection.groups[row] for row in table.rows],
+        images_total=len(selection.records),
+        unreadable=len(table.unreadable),
+        card=table.card,
+        precision=table.precision,
+        decoded=table.decoded,
+    )
+    _both_halves(site, prepared)
+    _write_snapshot(site, cache, prepared, paths, stats)
+    return prepared
+
+
+def _groups(records: Sequence[Record]) -> list[str]:
+    """Short anonymous names: the manifest's own group names stay in the manifest."""
+    names: dict[str, str] = {}
+    return [
+        names.setdefault(f"g:{r.group}" if r.group else f"i:{r.image}", str(len(names)))
+        for r in records
+    ]
+
+
+def _readable_enough(site: Site, records: Sequence[Record], bad: Sequence[Unreadable]) -> None:
+    share = len(bad) / max(1, len(records))
+    if share <= site.data.max_unreadable:
+        return
+    shown = "\n  ".join(f"{records[b.row].image!r}: {b.reason}" for b in bad[:10])
+    more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
+    raise DerminoError(
+        "IMAGE_UNREADABLE",
+        f"{len(bad)} of {len(records)} images cannot be read; the site allows a share of "
+        f"{site.data.max_unreadable:g}:\n  {shown}{more}",
+        where=site.manifest,
+        fix="Mend or remove them, or raise data.max_unreadable in the site file.",
+    )
+
+
+def _both_halves(site: Site, prepared: PreparedSite) -> None:
+    for half in ("train", "test"):
+        if not (prepared.split == half).any():
+            raise DerminoError(
+                "DATA_TOO_FEW",
+                f"No image is in the {half} half.",
+                where=site.manifest,
+                fix="Check the manifest's split column, or leave it out for an even split.",
+            )
+
+
+def _stat(paths: Sequence[Path]) -> npt.NDArray[np.int64]:
+    """Size and modification time of each file, shape [n, 2]; -1 where it is missing."""
+    result = np.full((len(paths), 2), -1, dtype=np.int64)
+    for i, path in enumerate(paths):
+        try:
+            info = os.stat(path)
+        except OSError:
+            continue
+        result[i] = info.st_size, info.st_mtime_ns
+    return result
+
+
+def _snapshot_file(site: Site, cache: Path) -> Path:
+    key = hashlib.sha256(str(site.file).encode()).hexdigest()[:16]
+    return cache / "prepared" / f"{site.name}-{key}.npz"
+
+
+def _inputs_digest(site: Site) -> str:
+    digest = hashlib.sha256(site.file.read_bytes())
+    digest.update(site.manifest.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_snapshot(
+    site: Site,
+    cache: Path,
+    prepared: PreparedSite,
+    paths: Sequence[Path],
+    stats: npt.NDArray[np.int64],
+) -> None:
+    facts = {
+        "version": SNAPSHOT_VERSION,
+        "inputs": _inputs_digest(site),
+        "name": prepared.name,
+        "task": prepared.task,
+        "classes": prepared.classes,
+        "groups": prepared.groups,
+        "images_total": prepared.images_total,
+        "unreadable": prepared.unreadable,
+        "card": card_to_dict(prepared.card),
+        "precision": prepared.precision,
+        "paths": [os.fspath(path) for path in paths],
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        features=prepared.features,
+        labels=prepared.labels,
+        split=prepared.split,
+        stats=stats,
+        facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
+    )
+    write_atomically(_snapshot_file(site, cache), buffer.getvalue())
+
+
+def load_prepared(site: Site) -> PreparedSite:
+    """The site as it was prepared, if its files still are what they were.
+
+    Raises
+    ------
+    DerminoError
+        `DATA_CHANGED` if the site was never prepared, or the site file, the manifest or an image
+        vanished or changed since.
+    """
+    file = _snapshot_file(site, site.cache)
+    advice = f"Run `dermino-client check --site {site.name}`, then start the client again."
+    try:
+        with np.load(file, allow_pickle=False) as snapshot:
+            arrays = {name: snapshot[name] for name in snapshot.files}
+        facts = json.loads(arrays["facts"].tobytes())
+        if facts["version"] != SNAPSHOT_VERSION:
+            raise ValueError("made by another version")
+    except FileNotFoundError:
+        raise DerminoError(
+            "DATA_CHANGED", "The site has not been prepared.", where=file, fix=advice
+        ) from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DerminoError(
+            "DATA_CHANGED", f"The site's snapshot cannot be used: {error}.", where=file, fix=advice
+        ) from error
+    try:
+        same_inputs = facts["inputs"] == _inputs_digest(site)
+    except OSError:
+        same_inputs = False
+    if not same_inputs:
+        raise DerminoError(
+            "DATA_CHANGED",
+            "The site file or the manifest changed since the site was prepared.",
+            where=f"{site.file}, {site.manifest}",
+            fix=advice,
+        )
+    now = _stat([Path(path) for path in facts["paths"]])
+    changed = np.flatnonzero((now != arrays["stats"]).any(axis=1))
+    if len(changed):
+        first = facts["paths"][int(changed[0])]
+        raise DerminoError(
+            "DATA_CHANGED",
+            f"{len(changed)} images vanished or changed since the site was prepared, "
+            f"first {first!r}.",
+            where=site.manifest,
+            fix=advice,
+        )
+    return PreparedSite(
+        name=facts["name"],
+        task=facts["task"],
+        classes=facts["classes"],
+        features=arrays["features"],
+        labels=arrays["labels"],
+        split=arrays["split"],
+        groups=facts["groups"],
+        images_total=facts["images_total"],
+        unreadable=facts["unreadable"],
+        card=card_from_dict(facts["card"]),
+        precision=facts["precision"],
+    )

@@ -1,0 +1,187 @@
+"""What a site does when it is asked: check the request, train, evaluate. No transport here."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from dermino_client.prepare import PreparedSite
+from dermino_core.errors import DerminoError
+from dermino_core.heads import LinearHead, fit_converged
+from dermino_core.metrics import evaluate, macro_auroc, macro_f1, paired_difference
+from dermino_core.results import Evaluation
+from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy
+from dermino_strategies.protocol import (
+    PROTOCOL_VERSION,
+    CrossEvaluation,
+    EvaluateReply,
+    EvaluateRequest,
+    Task,
+    TrainReply,
+    TrainRequest,
+)
+from dermino_strategies.registry import get_strategy
+
+CONVERGED_PENALTY = 0.1
+"""L2 penalty of the heads trained to convergence, on standardised features. Fixed, so that no
+test image takes part in choosing it."""
+
+
+def check_task(site: PreparedSite, task: Task) -> Strategy:
+    """The strategy a request asks for, if the request fits this site.
+
+    Raises
+    ------
+    DerminoError
+        `REQUEST_MISMATCH`, `BACKBONE_MISMATCH` or `CONFIG_INVALID`.
+    """
+    if task.protocol != PROTOCOL_VERSION:
+        raise DerminoError(
+            "REQUEST_MISMATCH",
+            f"The coordinator speaks protocol {task.protocol}, this site {PROTOCOL_VERSION}.",
+            fix="Use the same version of dermino on both sides.",
+        )
+    if task.name != site.task or task.classes != site.classes:
+        raise DerminoError(
+            "REQUEST_MISMATCH",
+            f"The run is about {task.name} {task.classes}, this site about {site.task} "
+            f"{site.classes}.",
+            fix="Agree on the task and the order of its classes ([site] task or classes).",
+        )
+    if task.backbone_fingerprint != site.backbone_fingerprint or task.width != site.width:
+        raise DerminoError(
+            "BACKBONE_MISMATCH",
+            f"The run uses the backbone {task.backbone_fingerprint[:12]}, this site "
+            f"{site.backbone_fingerprint[:12]}.",
+            fix="Point [backbone] name at the file the coordinator uses; its fingerprint must "
+            "be the same at every site.",
+        )
+    return get_strategy(task.strategy, task.settings)
+
+
+def _data(site: PreparedSite) -> SiteData:
+    features, labels, _ = site.half("train")
+    return SiteData(site.name, features, labels, len(site.classes))
+
+
+def train(
+    site: PreparedSite, request: TrainRequest, arrays: Arrays
+) -> tuple[TrainReply, SiteUpdate, Arrays | None]:
+    """One round: evaluate the arrays as they came, then the strategy's site half.
+
+    Returns the reply, the update, and the arrays of the head this site trains alone when the
+    coordinator asked for it.
+    """
+    start = time.perf_counter()
+    strategy = check_task(site, request.task)
+    _check_arrays(strategy, request.task, arrays)
+    features, labels, _ = site.half("test")
+    probabilities = strategy.head(arrays).probabilities(features)
+    update = strategy.site_update(_data(site), arrays, request.round, request.task.seed)
+    local = train_alone(site, strategy, request.task) if request.send_local_head else None
+    reply = TrainReply(
+        classes=site.classes,
+        images_total=site.images_total,
+        images_used=site.images_used,
+        seconds=time.perf_counter() - start,
+        auroc_before=_defined(macro_auroc(labels, probabilities)[0]),
+        f1_before=_defined(macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]),
+    )
+    return reply, update, local
+
+
+def train_alone(site: PreparedSite, strategy: Strategy, task: Task) -> Arrays:
+    """The baseline: the same method, schedule and seed in a federation of this site only."""
+    return train_alone_on(_data(site), strategy, task)
+
+
+def train_alone_on(data: SiteData, strategy: Strategy, task: Task) -> Arrays:
+    """As :func:`train_alone`, on any data: all sites' pooled data gives the other baseline."""
+    arrays = strategy.initial_arrays(data.n_classes, data.features.shape[1], task.seed)
+    for round_ in range(1, task.rounds + 1):
+        update = strategy.site_update(data, arrays, round_, task.seed)
+        arrays = strategy.aggregate(arrays, {data.site: update})
+    return arrays
+
+
+def evaluate_heads(
+    site: PreparedSite, request: EvaluateRequest, arrays: Arrays, heads: dict[str, Arrays]
+) -> EvaluateReply:
+    """Final evaluation on this site's test half.
+
+    Parameters
+    ----------
+    arrays
+        The federated model.
+    heads
+        Site name -> arrays of the head that site trained alone, for the cross-site matrix.
+    """
+    start = time.perf_counter()
+    strategy = check_task(site, request.task)
+    _check_arrays(strategy, request.task, arrays)
+    train_features, train_labels, _ = site.half("train")
+    features, labels, groups = site.half("test")
+    converged = fit_converged(
+        train_features, train_labels, len(site.classes), penalty=CONVERGED_PENALTY
+    )
+    local = strategy.head(train_alone(site, strategy, request.task))
+    named = {"global": strategy.head(arrays), "local": local, "local_converged": converged}
+    cross = {}
+    for name in request.heads:
+        probabilities = strategy.head(heads[name]).probabilities(features)
+        cross[name] = CrossEvaluation(
+            auroc=_defined(macro_auroc(labels, probabilities)[0]),
+            f1=_defined(macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]),
+        )
+    counts = np.bincount(train_labels, minlength=len(site.classes))
+    evaluations = {key: evaluate_head(site, head, request.task) for key, head in named.items()}
+    difference = paired_difference(
+        labels,
+        named["global"].probabilities(features),
+        named["local"].probabilities(features),
+        groups=groups,
+        replicates=request.task.replicates,
+        seed=request.task.seed,
+    )
+    return EvaluateReply(
+        classes=site.classes,
+        images_total=site.images_total,
+        images_used=site.images_used,
+        seconds=time.perf_counter() - start,
+        unreadable=site.unreadable,
+        n_train=len(train_labels),
+        n_test=len(labels),
+        train_class_counts=dict(zip(site.classes, map(int, counts), strict=True)),
+        evaluations=evaluations,
+        global_minus_local=difference,
+        cross=cross,
+    )
+
+
+def evaluate_head(site: PreparedSite, head: LinearHead, task: Task) -> Evaluation:
+    """One head on this site's test half."""
+    features, labels, groups = site.half("test")
+    return evaluate(
+        labels,
+        head.probabilities(features),
+        site.classes,
+        groups=groups,
+        replicates=task.replicates,
+        seed=task.seed,
+    )
+
+
+def _check_arrays(strategy: Strategy, task: Task, arrays: Arrays) -> None:
+    """A coordinator may be wrong too: its arrays get the checks that a site's update gets."""
+    expected = strategy.initial_arrays(len(task.classes), task.width, task.seed)
+    try:
+        strategy.check_update(expected, SiteUpdate(arrays, examples=1))
+    except ValueError as error:
+        raise DerminoError(
+            "REQUEST_INVALID", f"The coordinator's arrays are not usable: {error}."
+        ) from None
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
