@@ -1,0 +1,61 @@
+"""The `dermino` command: one sub-command per file in `commands/`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from dermino_core import __version__
+from dermino_core.console import EXIT_CODES_HELP, run_command, say
+from dermino_server.commands.data import data_app
+from dermino_server.commands.federate import federate
+from dermino_server.commands.health import health
+from dermino_server.commands.predict import predict
+from dermino_server.commands.provision import provision
+from dermino_server.commands.report import report
+from dermino_server.commands.simulate import simulate
+
+# Flower reads these when it is imported: no telemetry, no update check, from any command.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+app = typer.Typer(
+    name="dermino",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=EXIT_CODES_HELP,
+    help="Federated learning for dermatology. Try: dermino simulate",
+)
+app.command()(simulate)
+app.command()(federate)
+app.command()(report)
+app.command()(predict)
+app.command()(provision)
+app.command()(health)
+app.add_typer(data_app, name="data")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        say(f"dermino {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere on the line.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Entry point of `dermino`."""
+    run_command(app)

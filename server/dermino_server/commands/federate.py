@@ -1,0 +1,135 @@
+"""`dermino federate`: a real run, on a SuperLink, with the hospitals that joined it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermino_core import __version__
+from dermino_core.console import say, warn
+from dermino_core.errors import DerminoError
+from dermino_core.results import BackboneInfo, RoundRecord
+from dermino_server.commands.options import Precision, parse_settings
+from dermino_server.commands.show import finish
+
+
+def federate(
+    superlink: Annotated[
+        str, typer.Option(metavar="NAME", help="Connection in $FLWR_HOME/config.toml.")
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="The backbone that every site uses: file, timm name, 'demo'.")
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option("--site", metavar="NAME", help="An expected site; repeatable."),
+    ] = None,
+    min_sites: Annotated[
+        int | None,
+        typer.Option(min=1, help="Quorum [default: every --site, or 2 without any]"),
+    ] = None,
+    task: Annotated[str, typer.Option(help="What is learned.")] = "malignancy",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class of a task that is not built in; repeat in order."),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="Federated method.")] = "fedavg",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Global rounds.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic that the sites use; for the record.")
+    ] = Precision.AUTO,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for sites to connect.")] = 120.0,
+    deadline: Annotated[float, typer.Option(help="Seconds a round may take.")] = 600.0,
+    cross_site: Annotated[
+        bool, typer.Option(help="Also collect each site's own head, for the cross-site matrix.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make [default: runs/federate-DATE]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder; options are its own.")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+) -> None:
+    """Train with the hospitals that joined a SuperLink. Run it on the SuperLink's machine.
+
+    Examples:
+
+        dermino federate --superlink consortium --backbone backbone.safetensors
+        --site mednode --site ph2 --site fitzpatrick17k --min-sites 2 --out RUN
+
+        dermino federate --superlink consortium --resume RUN
+    """
+    from dermino_core.labels import TASKS
+    from dermino_server.deployment import follow, submit
+    from dermino_server.plan import RunPlan, new_run_folder, read_plan, versions
+    from dermino_strategies.registry import get_strategy
+
+    if resume is not None:
+        folder = resume.absolute()
+        plan = read_plan(folder)
+    else:
+        if backbone is None:
+            raise DerminoError(
+                "CONFIG_INVALID",
+                "Which backbone do the sites use?",
+                fix="--backbone with the file or name that is in their site files.",
+            )
+        if not classes and task not in TASKS:
+            raise DerminoError(
+                "CONFIG_INVALID",
+                f"Task '{task}' is not built in ({', '.join(sorted(TASKS))}).",
+                fix="Name its classes in order, the positive one last: --class A --class B.",
+            )
+        chosen = parse_settings(settings or [])
+        get_strategy(strategy, chosen)
+        sites = sorted(set(site or []))
+        plan = RunPlan(
+            title=f"{task}: {', '.join(sites) or 'all connected sites'}",
+            task=task,
+            classes=list(classes or TASKS[task]),
+            strategy=strategy,
+            settings=chosen,
+            rounds=rounds,
+            seed=seed,
+            sites=sites,
+            min_sites=min_sites or len(sites) or 2,
+            wait_seconds=wait,
+            deadline_seconds=deadline,
+            cross_site=cross_site,
+            engine="deployment",
+            backbone=_backbone(backbone, precision.value),
+            backbone_spec=backbone,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            dermino_version=__version__,
+            versions=versions(),
+        )
+        name = datetime.now(UTC).strftime("federate-%Y%m%d-%H%M%S")
+        folder = new_run_folder(out or Path("runs") / name)
+        plan.write(folder)
+    run_id = submit(folder, superlink, resume=resume is not None)
+    say(f"submitted as Flower run {run_id}; waiting for {', '.join(plan.sites) or 'sites'}")
+    results = follow(plan, folder, superlink, run_id, on_round=_show_round)
+    finish(folder, results, report=report)
+
+
+def _backbone(spec: str, precision: str) -> BackboneInfo:
+    from dermino_core.backbone import describe_backbone
+    from dermino_core.paths import default_cache
+
+    return BackboneInfo.of(describe_backbone(spec, cache_dir=default_cache()), precision)
+
+
+def _show_round(record: RoundRecord) -> None:
+    what = "evaluation" if record.kind == "evaluate" else f"round {record.round}"
+    say(f"{what}: {', '.join(record.sites)} in {record.seconds:.1f} s")
+    for rejection in record.rejected:
+        warn(f"{what}: without {rejection.site}: {rejection.sentence} ({rejection.code})")

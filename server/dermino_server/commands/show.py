@@ -1,0 +1,54 @@
+"""Results at the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dermino_core.console import say, warn
+from dermino_core.results import Estimate, Results
+
+
+def finish(folder: Path, results: Results, *, report: bool) -> None:
+    """Print the table, write the report, and say where things are."""
+    if report:
+        from dermino_core.reporting import write_report
+
+        write_report(results, folder / "report.html")
+    print_table(results)
+    for warning in results.warnings:
+        warn(f"note: {warning}")
+    say(f"run folder: {folder}")
+    if report:
+        say(f"report:     {folder / 'report.html'}")
+    say(f"model:      {folder / 'model'}")
+
+
+def print_table(results: Results) -> None:
+    """AUROC with its 95 % interval: one row per model, one column per site, and the mean."""
+    table = Table(title=f"AUROC (95 % interval), {results.title}")
+    table.add_column("trained on")
+    for site in results.sites:
+        table.add_column(f"{site.name}\nn = {site.n_test}")
+    table.add_column("mean")
+    table.add_column("mean F1")
+    for model in results.models:
+        mean = results.mean.get(model.key)
+        table.add_row(
+            model.title,
+            *(cell(s.evaluations[model.key].auroc) for s in results.sites),
+            cell(mean.auroc) if mean else "",
+            cell(mean.f1) if mean else "",
+        )
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def cell(estimate: Estimate) -> str:
+    """`0.71 (0.65-0.77)`, or a dash where it is undefined."""
+    if estimate.value is None:
+        return "undefined"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} ({estimate.low:.2f}–{estimate.high:.2f})"

@@ -1,0 +1,75 @@
+"""`dermino simulate`: the whole federation on one machine."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermino_core.console import say
+from dermino_server.commands.options import Engine, Precision, parse_settings
+from dermino_server.commands.show import finish
+
+
+def simulate(
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="Folder of site files. Without it: three synthetic hospitals."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Backbone of every site: a timm name, a .safetensors file, or 'demo'."),
+    ] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")] = None,
+    strategy: Annotated[str, typer.Option(help="Federated method.")] = "fedavg",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Global rounds.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    engine: Annotated[Engine, typer.Option(help="In this process, or on Ray.")] = Engine.INPROCESS,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make [default: runs/simulate-DATE]")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where features are kept.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue the run in this folder; other options are its own."),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+) -> None:
+    """Run a whole federation on this machine: every hospital, the coordinator, the baselines.
+
+    Without arguments: three synthetic hospitals on a small backbone; needs no data, no weights
+    and no network.
+
+    Examples:
+
+        dermino simulate
+
+        dermino simulate --sites sites/ --backbone weights/dinov2_vits14.safetensors --out RUN
+    """
+    from dermino_server import simulate as simulation
+
+    if resume is not None:
+        folder, results = simulation.resume(resume, cache=cache)
+    else:
+        if sites is None:
+            say("No --sites given: three synthetic hospitals, drawn on this machine.")
+        request = simulation.SimulationRequest(
+            sites=sites,
+            backbone=backbone,
+            precision=precision.value if precision else None,
+            strategy=strategy,
+            settings=parse_settings(settings or []),
+            rounds=rounds,
+            seed=seed,
+            engine=engine.value,
+            cache=cache,
+        )
+        name = datetime.now(UTC).strftime("simulate-%Y%m%d-%H%M%S")
+        folder, results = simulation.simulate(request, out or Path("runs") / name)
+    finish(folder, results, report=report)

@@ -1,0 +1,149 @@
+"""A run on a real SuperLink: submit the thin Flower app, follow it, bring its results home.
+
+Only Flower's command line is used. It must run on the SuperLink's own machine (or in its
+container): the Control API has no authentication and should not be reachable from elsewhere, and
+the ServerApp writes into the run folder given here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from dermino_core.errors import DerminoError
+from dermino_core.results import Results, RoundRecord, read_results
+from dermino_server.app import ERROR_FILE, RESUME_KEY, RUN_FOLDER_KEY, read_error
+from dermino_server.plan import RunPlan
+
+POLL_SECONDS = 0.3
+STATUS_SECONDS = 3.0
+_ENDED_GRACE_SECONDS = 3.0
+
+
+def submit(folder: Path, connection: str, *, resume: bool) -> int:
+    """Submit the app for a prepared run folder and return Flower's run id.
+
+    Raises
+    ------
+    DerminoError
+        `CONNECTION_FAILED` if the SuperLink cannot be reached or refuses the run.
+    """
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    settings = f"{RUN_FOLDER_KEY}={json.dumps(str(folder))} {RESUME_KEY}={str(resume).lower()}"
+    with tempfile.TemporaryDirectory(prefix="dermino-app-") as app:
+        source = files("dermino_server").joinpath("flower_app/pyproject.toml")
+        shutil.copyfile(str(source), Path(app) / "pyproject.toml")
+        answer = _flwr("run", app, connection, "--run-config", settings, connection=connection)
+    run_id = answer.get("run-id")
+    if not isinstance(run_id, int | str):
+        raise _unreachable(connection, f"it answered {answer}")
+    return int(run_id)
+
+
+def follow(
+    plan: RunPlan,
+    folder: Path,
+    connection: str,
+    run_id: int,
+    *,
+    on_round: Callable[[RoundRecord], None],
+) -> Results:
+    """Wait for a submitted run to end.
+
+    Raises
+    ------
+    DerminoError
+        The error that the ServerApp left in the run folder; `RUN_FAILED` if it ended without
+        results and without a word; `CONNECTION_FAILED` if the SuperLink went away.
+    """
+    seen = 0
+    ended_at: float | None = None
+    asked_at = time.monotonic()
+    while True:
+        seen = _report_rounds(folder, seen, on_round)
+        if error := read_error(folder):
+            raise error
+        if (folder / "results.json").is_file():
+            _report_rounds(folder, seen, on_round)
+            return read_results(folder)
+        now = time.monotonic()
+        if ended_at is not None and now - ended_at > _ENDED_GRACE_SECONDS:
+            raise DerminoError(
+                "RUN_FAILED",
+                f"Flower ended run {run_id} without results.",
+                where=folder,
+                fix=f"Look at: flwr log {run_id} {connection} --show. Then continue with --resume.",
+            )
+        if now - asked_at > STATUS_SECONDS:
+            asked_at = now
+            if ended_at is None and status(connection, run_id).startswith("finished"):
+                ended_at = time.monotonic()
+        time.sleep(POLL_SECONDS)
+
+
+def status(connection: str, run_id: int) -> str:
+    """Flower's status of a run, for example `running` or `finished:completed`."""
+    answer = _flwr("list", connection, "--run-id", str(run_id), connection=connection)
+    runs = answer.get("runs")
+    return str(runs[0].get("status", "")) if isinstance(runs, list) and runs else ""
+
+
+def stop(connection: str, run_id: int) -> None:
+    """Ask Flower to stop a run."""
+    _flwr("stop", str(run_id), connection, connection=connection)
+
+
+def _report_rounds(folder: Path, seen: int, on_round: Callable[[RoundRecord], None]) -> int:
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return seen
+    for line in lines[seen:]:
+        on_round(RoundRecord.model_validate_json(line))
+    return max(seen, len(lines))
+
+
+def _flwr(*arguments: str, connection: str) -> Mapping[str, object]:
+    """Call Flower's command line and parse its JSON answer."""
+    executable = Path(sys.executable).with_name("flwr")
+    environment = {
+        **os.environ,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": f"{executable.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    done = subprocess.run(  # noqa: S603 - our own command line
+        [str(executable), *arguments, "--format", "json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    start = done.stdout.find("{")
+    try:
+        answer = json.loads(done.stdout[start:]) if start >= 0 else {}
+    except json.JSONDecodeError:
+        answer = {}
+    if done.returncode != 0 or not isinstance(answer, dict) or answer.get("success") is False:
+        words = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
+        raise _unreachable(connection, str(words)[-600:])
+    return answer
+
+
+def _unreachable(connection: str, reason: str) -> DerminoError:
+    return DerminoError(
+        "CONNECTION_FAILED",
+        f"The SuperLink behind '{connection}' did not do what was asked: {reason}",
+        where="$FLWR_HOME/config.toml, [superlink.NAME]",
+        fix="Is flower-superlink running here? `dermino health` asks it; `dermino provision "
+        "--register NAME` writes the connection.",
+    )

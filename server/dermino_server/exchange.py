@@ -1,0 +1,163 @@
+"""One exchange with the hospitals: find them, send, wait no longer than the deadline.
+
+Sites are known by the name they were registered under (`grid.get_nodes()`), never by what a
+client says of itself. Replies are matched by the message they answer, because an error reply made
+by the SuperLink on behalf of a vanished node carries the SuperLink's own node id.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from dermino_core.errors import CODES, DerminoError
+from dermino_core.results import Rejection
+from dermino_strategies.protocol import Refusal, SiteName, pack, refusal_in, unpack
+
+log = logging.getLogger("dermino.server")
+
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Outcome:
+    """Replies by site, and who did not give one and why. Nothing in it is checked yet."""
+
+    replies: dict[str, RecordDict] = field(default_factory=dict)
+    rejected: list[Rejection] = field(default_factory=list)
+
+    def reject(self, site: str, code: str, sentence: str | None = None) -> None:
+        """Count a site out of this exchange, with a sentence that names what was wrong."""
+        sentence = sentence or CODES[code].safe_sentence
+        log.warning("site %s does not count in this round: %s: %s", site, code, sentence)
+        self.replies.pop(site, None)
+        self.rejected.append(Rejection(site=site, code=code, sentence=sentence))
+
+
+class SiteFinder:
+    """Which node is which site, and who is connected."""
+
+    def __init__(self, grid: Grid, *, ask_names: bool = False) -> None:
+        self.grid = grid
+        self.ask_names = ask_names
+        self._asked: dict[int, str] = {}
+
+    def connected(self) -> dict[str, int]:
+        """Site name -> node id of every connected node."""
+        if self.ask_names:
+            return self._ask()
+        return {node.name or f"node-{node.node_id}": node.node_id for node in self.grid.get_nodes()}
+
+    def _ask(self) -> dict[str, int]:
+        """Simulation engines do not name their nodes: each is asked once."""
+        new = [node for node in self.grid.get_node_ids() if node not in self._asked]
+        if new:
+            body = Refusal(code="INTERNAL", sentence="")  # any body: the question is the type
+            messages = [Message(pack(body), node, "query") for node in new]
+            for reply in self.grid.send_and_receive(messages, timeout=60):
+                if not reply.has_error():
+                    name = unpack(reply.content, SiteName).name
+                    self._asked[reply.metadata.src_node_id] = name
+        return {name: node for node, name in self._asked.items()}
+
+    def wait_for(
+        self, expected: Iterable[str], *, quorum: int, seconds: float
+    ) -> tuple[dict[str, int], list[str]]:
+        """Wait until all expected sites are connected, at most `seconds`.
+
+        Returns the nodes to use and the names of those missing. Without expected names, waits
+        for `quorum` sites and uses whoever is there.
+
+        Raises
+        ------
+        DerminoError
+            `QUORUM_LOST` naming the missing sites when fewer than `quorum` are connected.
+        """
+        wanted = sorted(expected)
+        end = time.monotonic() + seconds
+        while True:
+            here = self.connected()
+            missing = [name for name in wanted if name not in here]
+            complete = not missing if wanted else len(here) >= quorum
+            if complete or time.monotonic() >= end:
+                break
+            time.sleep(POLL_SECONDS)
+        nodes = {name: here[name] for name in (wanted or sorted(here)) if name in here}
+        if len(nodes) < quorum:
+            raise DerminoError(
+                "QUORUM_LOST",
+                f"{len(nodes)} of at least {quorum} sites connected within {seconds:g} s"
+                + (f"; missing: {', '.join(missing)}." if missing else "."),
+                fix="Ask the missing sites to start `dermino-client --site NAME` and look at "
+                "their log, then continue with --resume; or lower --min-sites.",
+            )
+        return nodes, missing
+
+
+def exchange(
+    grid: Grid,
+    kind: str,
+    contents: Mapping[str, RecordDict],
+    nodes: Mapping[str, int],
+    *,
+    deadline: float,
+    group: str,
+) -> Outcome:
+    """Send each site its content; collect replies for at most `deadline` seconds."""
+    outcome = Outcome()
+    end = time.monotonic() + deadline
+    waiting: dict[str, str] = {}
+    for site in sorted(contents):
+        message = Message(contents[site], nodes[site], kind, ttl=deadline + 60, group_id=group)
+        for message_id in grid.push_messages([message]):
+            if message_id:
+                waiting[message_id] = site
+        if site not in waiting.values():
+            outcome.reject(site, "NOT_CONNECTED")
+    while waiting:
+        for reply in grid.pull_messages(list(waiting)):
+            site = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if site is not None:
+                _file(outcome, site, reply)
+        if not waiting:
+            break
+        if time.monotonic() >= end:
+            for site in waiting.values():
+                outcome.reject(site, "DEADLINE_MISSED", f"No reply within {deadline:g} s.")
+            break
+        time.sleep(POLL_SECONDS)
+    return outcome
+
+
+def _file(outcome: Outcome, site: str, reply: Message) -> None:
+    if reply.has_error():
+        log.debug("site %s: Flower error %s", site, reply.error)
+        outcome.reject(site, "NOT_CONNECTED", "The site was lost before it could reply.")
+        return
+    try:
+        refusal = refusal_in(reply.content)
+    except DerminoError as error:
+        outcome.reject(site, "REPLY_INVALID", error.what)
+        return
+    if refusal is not None:
+        outcome.reject(site, refusal.code, refusal.sentence)
+    else:
+        outcome.replies[site] = reply.content
+
+
+def require_quorum(outcome: Outcome, quorum: int, what: str) -> None:
+    """Raise `QUORUM_LOST`, naming who is missing and why, if too few replies are left."""
+    if len(outcome.replies) >= quorum:
+        return
+    reasons = "\n".join(f"  {r.site}: {r.sentence} ({r.code})" for r in outcome.rejected)
+    raise DerminoError(
+        "QUORUM_LOST",
+        f"{what}: {len(outcome.replies)} usable replies, at least {quorum} are needed.\n{reasons}",
+        fix="Mend what the sites' own logs report, then continue with --resume; or lower "
+        "--min-sites.",
+    )

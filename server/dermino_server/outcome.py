@@ -1,0 +1,187 @@
+"""From the sites' last replies to `results.json` and the model folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dermino_core import __version__
+from dermino_core.files import write_atomically
+from dermino_core.heads import LinearHead
+from dermino_core.metrics import mean_over_sites
+from dermino_core.model_folder import ModelInfo, SiteCount, save_model
+from dermino_core.results import (
+    CrossSite,
+    ModelDescription,
+    ModelSummary,
+    Results,
+    SiteResult,
+)
+from dermino_server.checkpoint import RunState
+from dermino_server.plan import RunPlan
+from dermino_strategies.protocol import EvaluateReply
+
+MODELS = {
+    "global": ModelDescription(
+        key="global",
+        title="Federated",
+        description="the one model the federation made; images stayed in their hospitals",
+    ),
+    "local": ModelDescription(
+        key="local",
+        title="Each hospital alone",
+        description="the same method, schedule and seed on its own training images only",
+    ),
+    "local_converged": ModelDescription(
+        key="local_converged",
+        title="Each hospital alone, converged",
+        description="logistic regression (L2) on its own training images, solved to its "
+        "optimum: what a linear head can reach here without the schedule's early stop",
+    ),
+    "pooled": ModelDescription(
+        key="pooled",
+        title="All data pooled",
+        description="the same method and schedule on all hospitals' training images in one place; "
+        "possible in simulation only",
+    ),
+    "pooled_converged": ModelDescription(
+        key="pooled_converged",
+        title="All data pooled, converged",
+        description="logistic regression (L2) on all hospitals' training images in one place, "
+        "solved to its optimum; possible in simulation only",
+    ),
+}
+
+
+def build_results(plan: RunPlan, state: RunState, replies: Mapping[str, EvaluateReply]) -> Results:
+    """Results of a finished run; the means are filled in by :func:`summarise`."""
+    answered = sorted(replies)
+    expected = plan.sites or sorted({s for record in state.records for s in record.sites})
+    results = Results(
+        dermino_version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        title=plan.title,
+        task=plan.task,
+        classes=plan.classes,
+        strategy=plan.strategy,
+        engine=plan.engine,
+        rounds_planned=plan.rounds,
+        rounds_done=state.round,
+        seed=plan.seed,
+        backbone=plan.backbone,
+        machine=describe_machine(),
+        models=[MODELS[key] for key in ("global", "local", "local_converged")],
+        sites=[_site_result(site, replies[site]) for site in answered],
+        mean={},
+        cross_site=_cross_site(state, replies),
+        rounds=state.records,
+        missing_sites=[site for site in expected if site not in replies],
+        warnings=[],
+    )
+    summarise(results)
+    return results
+
+
+def _site_result(site: str, reply: EvaluateReply) -> SiteResult:
+    return SiteResult(
+        name=site,
+        images_total=reply.images_total,
+        images_used=reply.images_used,
+        unreadable=reply.unreadable,
+        n_train=reply.n_train,
+        n_test=reply.n_test,
+        train_class_counts=reply.train_class_counts,
+        evaluations=reply.evaluations,
+        global_minus_local=reply.global_minus_local,
+    )
+
+
+def _cross_site(state: RunState, replies: Mapping[str, EvaluateReply]) -> CrossSite | None:
+    rows, columns = sorted(state.local_heads), sorted(replies)
+    if not rows:
+        return None
+    cells = [[replies[column].cross.get(row) for column in columns] for row in rows]
+    return CrossSite(
+        rows=rows,
+        columns=columns,
+        auroc=[[cell.auroc if cell else None for cell in row] for row in cells],
+        f1=[[cell.f1 if cell else None for cell in row] for row in cells],
+    )
+
+
+def summarise(results: Results) -> None:
+    """Fill in the means over sites and the warnings, from what is there."""
+    results.mean = {
+        model.key: ModelSummary(
+            auroc=mean_over_sites([s.evaluations[model.key].auroc for s in results.sites]),
+            f1=mean_over_sites([s.evaluations[model.key].f1 for s in results.sites]),
+        )
+        for model in results.models
+        if all(model.key in site.evaluations for site in results.sites)
+    }
+    results.warnings = _warnings(results)
+
+
+def _warnings(results: Results) -> list[str]:
+    warnings = []
+    if not results.backbone.pretrained:
+        warnings.append(
+            "The backbone has random weights: this run shows that the system works, and says "
+            "nothing about skin."
+        )
+    if results.missing_sites:
+        warnings.append(f"Not in these results: {', '.join(results.missing_sites)}.")
+    for site in results.sites:
+        smallest = min(site.evaluations["global"].class_counts.values())
+        if smallest < 30:
+            warnings.append(
+                f"{site.name} has only {smallest} test images in its smallest class: read its "
+                "intervals before its numbers."
+            )
+        if site.unreadable:
+            warnings.append(f"{site.name}: {site.unreadable} images could not be read.")
+    return warnings
+
+
+def describe_machine() -> str:
+    """Processor, cores and memory of this machine, for the record."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB memory, {platform.system()}"
+
+
+def save_run(folder: Path, plan: RunPlan, results: Results, head: LinearHead) -> None:
+    """Write the model folder and, last, `results.json`: its presence means the run is whole."""
+    info = ModelInfo(
+        title=plan.title,
+        task=plan.task,
+        classes=plan.classes,
+        backbone=plan.backbone,
+        backbone_spec=plan.backbone_spec,
+        strategy=plan.strategy,
+        rounds=results.rounds_done,
+        seed=plan.seed,
+        created=results.created,
+        dermino_version=results.dermino_version,
+        trained_on=[
+            SiteCount(site=s.name, images=s.n_train, classes=s.train_class_counts)
+            for s in results.sites
+        ],
+    )
+    save_model(folder / "model", head, info, results)
+    write_results(folder, results)
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Write `results.json`."""
+    write_atomically(folder / "results.json", results.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,116 @@
+"""`run.json`: the resolved configuration of a run, everything needed to repeat it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dermino_core.errors import DerminoError
+from dermino_core.files import write_atomically
+from dermino_core.results import BackboneInfo
+from dermino_strategies.protocol import Task
+
+PLAN_FILE = "run.json"
+
+
+class RunPlan(BaseModel):
+    """What a run does. Written before it starts and never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    task: str
+    classes: list[str] = Field(min_length=2)
+    strategy: str = "fedavg"
+    settings: dict[str, object] = {}
+    rounds: int = Field(default=2, ge=1, description="the paper's 2")
+    seed: int = Field(default=0, ge=0)
+    replicates: int = Field(default=1000, ge=2)
+    sites: list[str] = Field(description="expected sites; empty: whoever is connected")
+    min_sites: int = Field(ge=1, description="quorum of every exchange")
+    wait_seconds: float = Field(default=120, gt=0, description="for sites to connect")
+    deadline_seconds: float = Field(default=600, gt=0, description="for the replies of a round")
+    cross_site: bool = Field(
+        default=True, description="collect each site's own head for the cross-site matrix"
+    )
+    engine: Literal["inprocess", "ray", "deployment"]
+    backbone: BackboneInfo
+    backbone_spec: str
+    sites_folder: str | None = Field(default=None, description="simulation: the site files")
+    created: str
+    dermino_version: str
+    versions: dict[str, str] = {}
+
+    def for_sites(self) -> Task:
+        """The part that the sites are told."""
+        return Task(
+            name=self.task,
+            classes=self.classes,
+            backbone_fingerprint=self.backbone.fingerprint,
+            width=self.backbone.width,
+            strategy=self.strategy,
+            settings=self.settings,
+            rounds=self.rounds,
+            seed=self.seed,
+            replicates=self.replicates,
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the numbers: checkpoints of other plans are refused."""
+        task = self.for_sites().model_dump_json() + "|".join(sorted(self.sites))
+        return hashlib.sha256(task.encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json` into a run folder."""
+        write_atomically(folder / PLAN_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def read_plan(folder: Path) -> RunPlan:
+    """Read the plan of a run folder.
+
+    Raises
+    ------
+    DerminoError
+        `CHECKPOINT_INVALID` if it is missing or damaged.
+    """
+    file = folder / PLAN_FILE
+    try:
+        return RunPlan.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise DerminoError(
+            "CHECKPOINT_INVALID",
+            f"This is not a run folder: {PLAN_FILE} is missing or damaged.",
+            where=file,
+            fix="Give the folder that --out named when the run started.",
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    from importlib.metadata import version
+
+    names = ("flwr", "numpy", "scikit-learn", "timm", "torch")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def new_run_folder(out: Path) -> Path:
+    """Make a run folder, or accept an empty one.
+
+    Raises
+    ------
+    DerminoError
+        `OUTPUT_EXISTS` if it holds anything.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DerminoError(
+            "OUTPUT_EXISTS",
+            "The output folder is not empty.",
+            where=out,
+            fix="Choose another --out, or continue the run that is there with --resume.",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return out.absolute()

@@ -1,0 +1,261 @@
+"""The whole federation on one machine. The one place where both apps meet.
+
+The sites' data is prepared as at a hospital, the coordinator's and the hospitals' Flower apps are
+the real ones; only the transport between them differs. Because all data is here, the baseline
+that a real federation cannot have is computed too: one model on all sites' images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from flwr.app import Context, RecordDict
+
+from dermino_client.app import make_client_app
+from dermino_client.prepare import PreparedSite, prepare_site
+from dermino_client.site import Site, read_sites
+from dermino_client.work import CONVERGED_PENALTY, evaluate_head, train_alone_on
+from dermino_core import __version__
+from dermino_core.errors import DerminoError
+from dermino_core.heads import fit_converged
+from dermino_core.paths import default_cache
+from dermino_core.results import BackboneInfo, Results
+from dermino_server.app import RunEnd, make_server_app
+from dermino_server.demo_sites import write_demo_sites
+from dermino_server.inprocess import InProcessGrid
+from dermino_server.outcome import MODELS, summarise, write_results
+from dermino_server.plan import RunPlan, new_run_folder, read_plan, versions
+from dermino_strategies.base import SiteData
+from dermino_strategies.registry import get_strategy
+
+Engine = Literal["inprocess", "ray"]
+
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """What the user asked for; `None` means: as the site files say, or the embedded default."""
+
+    sites: Path | None = None
+    backbone: str | None = None
+    precision: str | None = None
+    strategy: str = "fedavg"
+    settings: Mapping[str, object] = field(default_factory=dict)
+    rounds: int = 2
+    seed: int = 0
+    engine: Engine = "inprocess"
+    cache: Path | None = None
+
+
+def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
+    """Start a simulation in a new run folder.
+
+    Raises
+    ------
+    DerminoError
+        `OUTPUT_EXISTS` if the folder is in use, and what preparing sites and the rounds raise.
+    """
+    get_strategy(request.strategy, request.settings)  # a typo is found before hours of extraction
+    folder = new_run_folder(out)
+    cache = request.cache or default_cache()
+    sites_folder = (request.sites or write_demo_sites(cache / "demo")).absolute()
+    clock = _Clock()
+    sites = read_sites(sites_folder)
+    prepared = prepare_sites(
+        sites, backbone=request.backbone, precision=request.precision, cache=request.cache
+    )
+    clock.lap("prepare")
+    first = prepared[sites[0].name]
+    spec = request.backbone or sites[0].backbone_spec
+    plan = RunPlan(
+        title=f"{first.task}: {', '.join(sorted(prepared))}",
+        task=first.task,
+        classes=first.classes,
+        strategy=request.strategy,
+        settings=dict(request.settings),
+        rounds=request.rounds,
+        seed=request.seed,
+        sites=sorted(prepared),
+        min_sites=len(prepared),
+        engine=request.engine,
+        backbone=BackboneInfo.of(first.card, first.precision),
+        backbone_spec=spec,
+        sites_folder=str(sites_folder),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dermino_version=__version__,
+        versions=versions(),
+    )
+    plan.write(folder)
+    return folder, _run(plan, prepared, folder, clock, resume=False)
+
+
+def resume(folder: Path, *, cache: Path | None = None) -> tuple[Path, Results]:
+    """Continue an interrupted simulation after its newest checkpoint.
+
+    Raises
+    ------
+    DerminoError
+        `CHECKPOINT_INVALID` if this is no simulation's run folder, or the sites' data now gives
+        other features than the run began with.
+    """
+    folder = folder.absolute()
+    plan = read_plan(folder)
+    if plan.sites_folder is None:
+        raise DerminoError(
+            "CHECKPOINT_INVALID",
+            "This run was not a simulation.",
+            where=folder,
+            fix="Continue it with: dermino federate --resume",
+        )
+    clock = _Clock()
+    prepared = prepare_sites(
+        read_sites(Path(plan.sites_folder)),
+        backbone=plan.backbone_spec,
+        precision=plan.backbone.precision,
+        cache=cache,
+    )
+    clock.lap("prepare")
+    first = next(iter(prepared.values()))
+    same_backbone = first.backbone_fingerprint == plan.backbone.fingerprint
+    if sorted(prepared) != plan.sites or not same_backbone:
+        raise DerminoError(
+            "CHECKPOINT_INVALID",
+            "The sites or the backbone are not those that the run began with.",
+            where=plan.sites_folder,
+            fix="Restore the site files and the backbone, or start a new run.",
+        )
+    return folder, _run(plan, prepared, folder, clock, resume=True)
+
+
+def prepare_sites(
+    sites: Sequence[Site],
+    *,
+    backbone: str | None = None,
+    precision: str | None = None,
+    cache: Path | None = None,
+) -> dict[str, PreparedSite]:
+    """Prepare every site, and check that they can learn together.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` if tasks or classes differ, `BACKBONE_MISMATCH` if backbones do; and
+        what preparing a site may raise.
+    """
+    first = sites[0]
+    for site in sites[1:]:
+        if (site.site.task, site.classes) != (first.site.task, first.classes):
+            raise DerminoError(
+                "CONFIG_INVALID",
+                f"{site.name} has the task {site.site.task} {site.classes}, {first.name} has "
+                f"{first.site.task} {first.classes}.",
+                where=site.file,
+                fix="Give all sites the same task and the same order of classes.",
+            )
+    prepared = {
+        site.name: prepare_site(site, backbone=backbone, precision=precision, cache=cache)
+        for site in sites
+    }
+    reference = prepared[first.name]
+    for site in sites[1:]:
+        if prepared[site.name].backbone_fingerprint != reference.backbone_fingerprint:
+            raise DerminoError(
+                "BACKBONE_MISMATCH",
+                f"{site.name} and {first.name} use different backbones.",
+                where=site.file,
+                fix="Give all sites the same [backbone] name, or one with --backbone.",
+            )
+    return prepared
+
+
+def _run(
+    plan: RunPlan,
+    prepared: Mapping[str, PreparedSite],
+    folder: Path,
+    clock: _Clock,
+    *,
+    resume: bool,
+) -> Results:
+    end = RunEnd()
+    run_engine = {"inprocess": _run_inprocess, "ray": _run_ray}[plan.engine]
+    run_engine(plan, prepared, folder, resume=resume, end=end)
+    results = end.results_or_raise()
+    clock.lap("federate")
+    _add_pooled(plan, prepared, results)
+    clock.lap("baselines")
+    results.seconds = clock.seconds
+    write_results(folder, results)
+    return results
+
+
+def _run_inprocess(
+    plan: RunPlan, prepared: Mapping[str, PreparedSite], folder: Path, *, resume: bool, end: RunEnd
+) -> None:
+    """Both apps in this process, every message in Flower's wire form."""
+    clients = {name: make_client_app(lambda _, site=site: site) for name, site in prepared.items()}
+    grid = InProcessGrid(clients)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    make_server_app(plan, folder, resume=resume, end=end)(grid, context)
+
+
+def _run_ray(
+    plan: RunPlan, prepared: Mapping[str, PreparedSite], folder: Path, *, resume: bool, end: RunEnd
+) -> None:
+    """Flower's own simulation engine: one Ray actor per processor."""
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        raise DerminoError(
+            "DEPENDENCY_MISSING",
+            "The Ray engine is not installed.",
+            fix="pip install 'dermino[simulation]', or use --engine inprocess.",
+        )
+    from flwr.simulation import run_simulation
+
+    sites = [prepared[name] for name in sorted(prepared)]
+    run_simulation(
+        server_app=make_server_app(plan, folder, resume=resume, end=end),
+        client_app=make_client_app(lambda context: sites[int(context.node_config["partition-id"])]),
+        num_supernodes=len(sites),
+        backend_name="ray",
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+
+
+def _add_pooled(plan: RunPlan, prepared: Mapping[str, PreparedSite], results: Results) -> None:
+    """Add the models that saw all training images in one place."""
+    strategy, task = get_strategy(plan.strategy, plan.settings), plan.for_sites()
+    halves = [prepared[name].half("train") for name in sorted(prepared)]
+    features = np.concatenate([features for features, _, _ in halves])
+    labels = np.concatenate([labels for _, labels, _ in halves])
+    data = SiteData("pooled", features, labels, len(plan.classes))
+    heads = {
+        "pooled": strategy.head(train_alone_on(data, strategy, task)),
+        "pooled_converged": fit_converged(
+            features, labels, len(plan.classes), penalty=CONVERGED_PENALTY
+        ),
+    }
+    for key, head in heads.items():
+        results.models.append(MODELS[key])
+        for site in results.sites:
+            site.evaluations[key] = evaluate_head(prepared[site.name], head, task)
+    summarise(results)
+
+
+class _Clock:
+    """Seconds per stage, for the results."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """File the time since the last lap under `stage`."""
+        now = time.monotonic()
+        self.seconds[stage] = round(now - self._last, 3)
+        self._last = now

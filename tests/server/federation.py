@@ -1,0 +1,175 @@
+"""A real federation on loopback: SuperLink with TLS and node authentication, real clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from dermino_core.datasets.synthetic import find_site, write_site
+from dermino_server.provisioning import provision, register_sites, write_connection
+
+BIN = Path(sys.executable).parent
+CONNECTION = "loopback"
+SITES = {"synthetic-mednode": 60, "synthetic-ph2": 60, "synthetic-fitzpatrick": 80}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def until(condition: Callable[[], bool], *, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return condition()
+
+
+@dataclass
+class Federation:
+    """Everything below one folder; every process is ended by its pid."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
+    def sites(self) -> Path:
+        return self.folder / "sites"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_HOME": str(self.folder / "flwr"),
+            "DERMINO_CACHE": str(self.folder / "cache"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        }
+
+    def log(self, name: str) -> str:
+        file = self.folder / f"{name}.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def start(self, name: str, *command: str) -> subprocess.Popen:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+            )
+        self.processes[name] = process
+        return process
+
+    def run(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=self.folder,
+            check=False,
+        )
+
+    def provision(self) -> None:
+        provision(self.keys, hosts=["127.0.0.1"], sites=list(SITES))
+        for name, images in SITES.items():
+            self.write_site(name, images)
+
+    def write_site(self, name: str, images: int, **coordinator: str) -> None:
+        manifest = write_site(self.folder / "data" / name, site=name, images=images)
+        content = {
+            "site": {"name": name},
+            "data": {"manifest": str(manifest), "images": str(manifest.parent)},
+            "labels": dict(find_site(name).label_map),
+            "backbone": {"name": "demo", "precision": "fp32"},
+            "coordinator": {
+                "address": f"127.0.0.1:{self.port}",
+                "root_certificates": str(self.keys / "ca.crt"),
+                "private_key": str(self.keys / "sites" / name / f"{name}.key"),
+            }
+            | coordinator,
+            "node": {"port": free_port()},
+        }
+        self.sites.mkdir(exist_ok=True)
+        (self.sites / f"{name}.toml").write_text(tomli_w.dumps(content))
+
+    def start_superlink(self) -> None:
+        self.start(
+            "superlink",
+            str(BIN / "flower-superlink"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--ssl-ca-certfile", str(self.keys / "ca.crt")),
+            *("--ssl-certfile", str(self.keys / "server.pem")),
+            *("--ssl-keyfile", str(self.keys / "server.key")),
+            "--enable-supernode-auth",
+            "--disable-runtime-dependency-installation",
+            *("--database", str(self.folder / "superlink.db")),
+        )
+        assert until(self._listening, seconds=60), self.log("superlink")
+
+    def _listening(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def register(self) -> None:
+        write_connection(
+            self.folder / "flwr", CONNECTION, f"127.0.0.1:{self.port}", self.keys / "ca.crt"
+        )
+        before = os.environ.copy()
+        os.environ.update(self.environment)
+        try:
+            register_sites(CONNECTION, self.keys)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def start_client(self, name: str) -> subprocess.Popen:
+        return self.start(
+            name, str(BIN / "dermino-client"), "--site", name, "--sites-dir", str(self.sites)
+        )
+
+    def connected(self, name: str) -> bool:
+        return "joining" in self.log(name) and "SuperNode ID" in self.log(name)
+
+    def federate_command(self, out: Path, *extra: str) -> list[str]:
+        sites = [part for name in SITES for part in ("--site", name)]
+        return [
+            *(str(BIN / "dermino"), "federate", "--superlink", CONNECTION, "--backbone", "demo"),
+            *(*sites, "--precision", "fp32", "--no-report", "--out", str(out), *extra),
+        ]
+
+    def federate(self, out: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+        return self.run(*self.federate_command(out, *extra))
+
+    def stop_all(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
