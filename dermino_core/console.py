@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -28,6 +29,11 @@ def debug_requested() -> bool:
     return os.environ.get("DERMINO_DEBUG") == "1"
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does: what is finished is kept, nothing is half written."""
+    raise KeyboardInterrupt
+
+
 def run_command(app: Callable[[], object]) -> None:
     """Run a command-line app; turn expected errors into two lines and a documented exit code.
 
@@ -36,6 +42,7 @@ def run_command(app: Callable[[], object]) -> None:
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ["DERMINO_DEBUG"] = "1"
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except DerminoError as error:

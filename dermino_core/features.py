@@ -187,7 +187,7 @@ def extract_features(
         )
         todo = _look_up(job)
         if todo:
-            with progress_bar(title, total=len(todo)) as bar:
+            with progress_bar(f"embedding {title}", total=len(todo)) as bar:
                 _compute(job, todo, bar)
         store.commit()
         return _table(job, cache)

@@ -197,7 +197,7 @@ def _draw_all(
     textures()
     workers = max(1, min(4, len(os.sched_getaffinity(0))))
     total = sum(len(patient.pictures) for patient in patients)
-    with ThreadPoolExecutor(workers) as pool, progress_bar(site.name, total) as bar:
+    with ThreadPoolExecutor(workers) as pool, progress_bar(f"drawing {site.name}", total) as bar:
 
         def draw(patient: _Patient) -> int:
             _draw_patient(out, site, patient, seed, masks)
