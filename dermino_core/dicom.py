@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dermino_core.images import (
-    DECODER_FAILURES,
-    ImageError,
-    ImageLimits,
-    check_pixel_count,
-    short_reason,
-)
+from dermino_core.image_limits import DECODER_FAILURES, ImageError, ImageLimits, check_pixel_count
+from dermino_core.images import short_reason
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -34,13 +34,8 @@ from dermino_core.backbone import (
 )
 from dermino_core.errors import DerminoError
 from dermino_core.feature_cache import FeatureCache, Stamp, stamp_of
-from dermino_core.images import (
-    ImageError,
-    ImageLimits,
-    decode_image,
-    prepare_image,
-    read_image_bytes,
-)
+from dermino_core.image_limits import ImageError, ImageLimits
+from dermino_core.images import decode_image, prepare_image, read_image_bytes
 from dermino_core.precision import resolve_device, resolve_precision
 from dermino_core.progress import Progress, progress_bar
 

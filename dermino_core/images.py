@@ -15,14 +15,19 @@ import io
 import math
 import os
 import stat
-import struct
 import warnings
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from dermino_core.image_limits import (
+    DECODER_FAILURES,
+    DEFAULT_LIMITS,
+    ImageError,
+    ImageLimits,
+    check_pixel_count,
+)
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 """The only decoders a file may reach (DICOM apart). PostScript, PSD and the like never open."""
@@ -30,26 +35,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels. White, as in the viewer where the image was cut out;
 black would draw an edge that a network can take for pigment."""
-
-DECODER_FAILURES: tuple[type[Exception], ...] = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    Image.DecompressionBombError,
-    Warning,
-    struct.error,
-    zlib.error,
-)
-"""What decoders raise on damaged files (`Warning`: when warnings are turned into errors)."""
 
 # Pillow's own limit warns above 89 megapixels and refuses above 179, per process. Ours is checked
 # against every header before any pixel is decoded, so that one is switched off.
@@ -79,31 +64,6 @@ _UPRIGHT = {
 }
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-
-
-class ImageError(ValueError):
-    """A file is not a usable image. `reason` is for people and holds no path."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What an image may cost. All limits are checked before pixels are decoded.
-
-    `max_bytes`: size of the file. `max_pixels`: width times height as declared in the header
-    (decoding takes 4 to 12 bytes for each). `min_side`: shorter side in pixels; less is no
-    photograph of skin.
-    """
-
-    max_bytes: int = 256 * 1024 * 1024
-    max_pixels: int = 200_000_000
-    min_side: int = 8
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 def decode_image(
@@ -296,24 +256,6 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
     above = np.where(finite, values, black).astype(np.float64) / 2 - black / 2
     span = white / 2 - black / 2 or 1.0
     return np.rint(np.clip(above / span, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def check_pixel_count(width: int, height: int, limits: ImageLimits) -> None:
-    """Refuse an image whose header declares too many or too few pixels.
-
-    Raises
-    ------
-    ImageError
-        If width times height is above `limits.max_pixels`, or a side below `limits.min_side`.
-    """
-    if width * height > limits.max_pixels:
-        raise ImageError(
-            f"too many pixels: {width} x {height}, the limit is {limits.max_pixels:,} in all"
-        )
-    if min(width, height) < limits.min_side:
-        raise ImageError(
-            f"too small: {width} x {height} pixels, each side needs at least {limits.min_side}"
-        )
 
 
 def short_reason(error: BaseException) -> str:

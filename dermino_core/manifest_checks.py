@@ -16,13 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from dermino_core.errors import DerminoError
-from dermino_core.images import (
-    DEFAULT_LIMITS,
-    ImageError,
-    ImageLimits,
-    decode_image,
-    read_image_bytes,
-)
+from dermino_core.image_limits import DEFAULT_LIMITS, ImageError, ImageLimits
+from dermino_core.images import decode_image, read_image_bytes
 from dermino_core.manifest import Manifest, Record, row_number
 from dermino_core.manifest_table import printable
 from dermino_core.progress import progress_bar

@@ -10,7 +10,8 @@ import numpy as np
 
 from dermino_core.backbone import load_backbone
 from dermino_core.errors import DerminoError
-from dermino_core.images import ImageError, decode_image, prepare_image
+from dermino_core.image_limits import ImageError
+from dermino_core.images import decode_image, prepare_image
 from dermino_core.model_folder import load_model
 
 BATCH = 16

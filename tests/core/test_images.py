@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 import struct
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -17,35 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pictures import GRAY, compressed_dicom, dicom_bytes, difference, encoded, ramp
 from PIL import Image, ImageFile
 
-from dermino_core.images import (
-    ImageError,
-    ImageLimits,
-    decode_image,
-    prepare_image,
-    read_image_bytes,
-    to_eight_bits,
-)
+from dermino_core.image_limits import ImageError, ImageLimits
+from dermino_core.images import decode_image, prepare_image, read_image_bytes, to_eight_bits
 
 SKIN = (201, 148, 120)
-
-
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _ramp(width: int = 64, height: int = 48) -> Image.Image:
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
-
-
-def _difference(image: Image.Image, other: Image.Image) -> float:
-    one, two = (np.asarray(im.convert("RGB"), dtype=float) for im in (image, other))
-    assert one.shape == two.shape
-    return float(np.abs(one - two).mean())
 
 
 @pytest.mark.parametrize(
@@ -64,15 +40,15 @@ def _difference(image: Image.Image, other: Image.Image) -> float:
 def test_every_format_keeps_its_colours(
     kind: str, options: dict[str, object], tolerance: float
 ) -> None:
-    image = decode_image(_encoded(_ramp(), kind, **options))
+    image = decode_image(encoded(ramp(), kind, **options))
     assert image.mode == "RGB"
     assert image.size == (64, 48)
-    assert _difference(image, _ramp()) <= tolerance
+    assert difference(image, ramp()) <= tolerance
 
 
 @pytest.mark.parametrize("kind", ["PSD", "EPS", "PPM", "ICO", "PDF"])
 def test_other_formats_never_reach_a_decoder(kind: str) -> None:
-    data = b"8BPS\x00\x01" + bytes(64) if kind == "PSD" else _encoded(_ramp(), kind)
+    data = b"8BPS\x00\x01" + bytes(64) if kind == "PSD" else encoded(ramp(), kind)
     with pytest.raises(ImageError, match="not an image in a known format"):
         decode_image(data)
 
@@ -92,15 +68,15 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }[orientation]
-    stored = _ramp() if undo is None else _ramp().transpose(undo)
-    image = decode_image(_encoded(stored, kind, exif=exif))
+    stored = ramp() if undo is None else ramp().transpose(undo)
+    image = decode_image(encoded(stored, kind, exif=exif))
     assert image.size == (64, 48)
-    assert _difference(image, _ramp()) < 6.0
+    assert difference(image, ramp()) < 6.0
     assert not image.getexif()
 
 
 def test_damaged_exif_does_not_cost_the_image() -> None:
-    data = _encoded(_ramp(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + b"\x01" * 60)
+    data = encoded(ramp(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + b"\x01" * 60)
     assert decode_image(data).size == (64, 48)
 
 
@@ -134,7 +110,7 @@ def _full(mode: str, colour: object) -> Image.Image:
 def test_pixel_modes(
     kind: str, image: Image.Image, options: dict[str, object], expected: tuple[int, ...] | None
 ) -> None:
-    data = _encoded(image, kind, **options)
+    data = encoded(image, kind, **options)
     if expected is None:
         with pytest.raises(ImageError, match="finite"):
             decode_image(data)
@@ -148,7 +124,7 @@ def test_palette_with_transparency(transparency: int | bytes) -> None:
     image = Image.new("P", (16, 16), 1)
     image.paste(0, (0, 0, 8, 16))
     image.putpalette([*SKIN, 10, 20, 30])
-    pixels = np.asarray(decode_image(_encoded(image, "PNG", transparency=transparency)))
+    pixels = np.asarray(decode_image(encoded(image, "PNG", transparency=transparency)))
     assert tuple(pixels[0, 0]) == SKIN
     assert tuple(pixels[0, 15]) == (255, 255, 255)
 
@@ -157,7 +133,7 @@ def test_palette_with_transparency(transparency: int | bytes) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bit_gray_uses_its_whole_range(kind: str, bits: int) -> None:
     values = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16, 16)
-    gray = np.asarray(decode_image(_encoded(Image.fromarray(values), kind)))[..., 0]
+    gray = np.asarray(decode_image(encoded(Image.fromarray(values), kind)))[..., 0]
     assert np.abs(gray.reshape(-1).astype(int) - np.arange(256)).max() <= 1
 
 
@@ -208,7 +184,7 @@ def test_sixteen_bit_colour_keeps_its_high_byte() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
 def test_truncated_files_are_errors(kind: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3)).astype(np.uint8)
-    data = _encoded(Image.fromarray(noise), kind)
+    data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(ImageError, match="damaged or incomplete") as caught:
         decode_image(data[: int(len(data) * share)])
     assert "\n" not in caught.value.reason
@@ -216,13 +192,13 @@ def test_truncated_files_are_errors(kind: str, share: float) -> None:
 
 
 def test_truncated_progressive_jpeg_at_reduced_scale_is_an_error() -> None:
-    data = _encoded(_ramp(1600, 1200), "JPEG", progressive=True)
+    data = encoded(ramp(1600, 1200), "JPEG", progressive=True)
     with pytest.raises(ImageError):
         decode_image(data[: len(data) * 8 // 10], short_side=64)
 
 
 def _png_claiming(width: int, height: int) -> bytes:
-    data = bytearray(_encoded(Image.new("1", (8, 8)), "PNG"))
+    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = struct.pack(">2I", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     return bytes(data)
@@ -236,9 +212,9 @@ def test_limits_stop_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="too many pixels: 60000 x 60000"):
         decode_image(_png_claiming(60_000, 60_000))
     with pytest.raises(ImageError, match="larger than the limit"):
-        decode_image(_encoded(_ramp(), "PNG"), limits=ImageLimits(max_bytes=100))
+        decode_image(encoded(ramp(), "PNG"), limits=ImageLimits(max_bytes=100))
     with pytest.raises(ImageError, match="too small: 7 x 40"):
-        decode_image(_encoded(_ramp(7, 40), "PNG"))
+        decode_image(encoded(ramp(7, 40), "PNG"))
 
 
 @pytest.mark.parametrize("side", [10_000, 14_000])
@@ -297,7 +273,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 
 def test_many_threads_decode_alike() -> None:
-    files = [_encoded(_ramp(200 + i, 150), kind) for i in range(4) for kind in ("JPEG", "WEBP")]
+    files = [encoded(ramp(200 + i, 150), kind) for i in range(4) for kind in ("JPEG", "WEBP")]
     alone = [np.asarray(decode_image(data)) for data in files]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
@@ -307,11 +283,11 @@ def test_many_threads_decode_alike() -> None:
 
 @pytest.mark.parametrize("side", [224, 333])
 def test_reduced_scale_keeps_twice_the_side(side: int) -> None:
-    data = _encoded(_ramp(2001, 1500), "JPEG")
+    data = encoded(ramp(2001, 1500), "JPEG")
     reduced = decode_image(data, short_side=side)
     assert 2 * side <= min(reduced.size) < min(4 * side, 1500)
     assert decode_image(data).size == (2001, 1500)
-    assert decode_image(_encoded(_ramp(400, 300), "JPEG"), short_side=224).size == (400, 300)
+    assert decode_image(encoded(ramp(400, 300), "JPEG"), short_side=224).size == (400, 300)
 
 
 @pytest.mark.parametrize(("large", "most"), [((2992, 2240), 0.5), ((3000, 2250), 2.0)])
@@ -320,7 +296,7 @@ def test_reduced_scale_changes_little_on_real_images(
 ) -> None:
     for file in sorted((shared_data / "ph2" / "images").glob("*.jpg"))[:2]:
         enlarged = decode_image(file).resize(large, Image.Resampling.BICUBIC)
-        data = _encoded(enlarged, "JPEG", quality=92)
+        data = encoded(enlarged, "JPEG", quality=92)
         full = prepare_image(decode_image(data), 224).astype(float)
         reduced = decode_image(data, short_side=224)
         assert reduced.width == large[0] // 4
@@ -388,138 +364,7 @@ def test_prepare_image_of_extreme_shapes(shape: tuple[int, int]) -> None:
 )
 def test_prepare_image_names_what_is_allowed(call: Callable[[Image.Image], object]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        call(_ramp())
-
-
-def _dicom(values: np.ndarray, photometric: str, **attributes: object) -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.uid import ExplicitVRLittleEndian
-
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.4"
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    frames = attributes.get("NumberOfFrames", 1)
-    shape = values.shape[1:] if frames != 1 else values.shape
-    dataset.Rows, dataset.Columns = shape[:2]
-    dataset.SamplesPerPixel = shape[2] if len(shape) == 3 else 1
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated = dataset.BitsStored = values.dtype.itemsize * 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(values.dtype.kind == "i")
-    if dataset.SamplesPerPixel == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.PixelData = values.tobytes()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-_RAMP16 = np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)
-_GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (lambda: _dicom(_GRAY, "MONOCHROME2"), np.arange(256)),
-        (lambda: _dicom(_GRAY, "MONOCHROME1"), 255 - np.arange(256)),
-        (lambda: _dicom(_RAMP16, "MONOCHROME2", BitsStored=12, HighBit=11), np.arange(256)),
-        (
-            lambda: _dicom(_RAMP16, "MONOCHROME2", RescaleSlope=2, RescaleIntercept=-1024),
-            np.arange(256),
-        ),
-        (
-            lambda: _dicom(
-                _RAMP16,
-                "MONOCHROME2",
-                BitsStored=12,
-                HighBit=11,
-                WindowCenter=2048,
-                WindowWidth=4096,
-            ),
-            np.arange(256),
-        ),
-        (
-            lambda: _dicom(
-                _RAMP16.astype(np.int16),
-                "MONOCHROME2",
-                RescaleSlope=1,
-                RescaleIntercept=-1000,
-                WindowCenter=1047.5,
-                WindowWidth=4096,
-            ),
-            np.arange(256),
-        ),
-        (
-            lambda: _dicom(np.stack([_GRAY, _GRAY[::-1]]), "MONOCHROME2", NumberOfFrames=2),
-            np.arange(256),
-        ),
-    ],
-)
-def test_dicom_gray(data: Callable[[], bytes], expected: np.ndarray) -> None:
-    image = decode_image(data())
-    assert image.mode == "RGB"
-    gray = np.asarray(image)[..., 0].reshape(-1).astype(int)
-    assert np.abs(gray - expected).max() <= 1
-
-
-def test_dicom_colour() -> None:
-    rgb = np.full((16, 16, 3), SKIN, np.uint8)
-    assert np.asarray(decode_image(_dicom(rgb, "RGB")))[5, 5].tolist() == list(SKIN)
-    ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
-    found = np.asarray(decode_image(_dicom(ybr, "YBR_FULL")))[5, 5].astype(int)
-    assert np.abs(found - SKIN).max() <= 3
-    lut = [(np.arange(256) * factor).astype(np.uint16).tobytes() for factor in (257, 128, 0)]
-    palette = _dicom(
-        _GRAY,
-        "PALETTE COLOR",
-        RedPaletteColorLookupTableDescriptor=[256, 0, 16],
-        GreenPaletteColorLookupTableDescriptor=[256, 0, 16],
-        BluePaletteColorLookupTableDescriptor=[256, 0, 16],
-        RedPaletteColorLookupTableData=lut[0],
-        GreenPaletteColorLookupTableData=lut[1],
-        BluePaletteColorLookupTableData=lut[2],
-    )
-    assert np.asarray(decode_image(palette))[12, 8].tolist() == [200, 100, 0]
-
-
-def _compressed_dicom(frame: bytes) -> bytes:
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.encaps import encapsulate
-    from pydicom.uid import JPEGBaseline8Bit
-
-    dataset = pydicom.dcmread(io.BytesIO(_dicom(np.zeros((48, 64, 3), np.uint8), "YBR_FULL_422")))
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    dataset.PixelData = encapsulate([frame])
-    dataset["PixelData"].is_undefined_length = True
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset)
-    return buffer.getvalue()
-
-
-def test_dicom_with_a_jpeg_inside() -> None:
-    image = decode_image(_compressed_dicom(_encoded(_ramp(), "JPEG", quality=95)))
-    assert _difference(image, _ramp()) < 4.0
-    bomb = _compressed_dicom(_encoded(Image.new("RGB", (3000, 3000)), "JPEG"))
-    with pytest.raises(ImageError, match="too many pixels: 3000 x 3000"):
-        decode_image(bomb, limits=ImageLimits(max_pixels=1_000_000))
-
-
-def test_dicom_limits_and_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = _dicom(_GRAY, "MONOCHROME2")
-    with pytest.raises(ImageError, match="too many pixels"):
-        decode_image(data, limits=ImageLimits(max_pixels=10))
-    with pytest.raises(ImageError, match="DICOM"):
-        decode_image(data[:-40])
-    with pytest.raises(ImageError, match="deflated"):
-        decode_image(data + b"1.2.840.10008.1.2.1.99")
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImageError, match=r"dermino\[dicom\]"):
-        decode_image(data)
+        call(ramp())
 
 
 @pytest.fixture(scope="module")
@@ -527,13 +372,13 @@ def seeds() -> list[bytes]:
     """Small whole files of every kind, to be damaged."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    small = _ramp(24, 16)
-    files = [_encoded(small, kind) for kind in ("PNG", "BMP", "TIFF", "WEBP", "GIF")]
-    files += [_encoded(small, "JPEG", exif=exif), _encoded(small, "JPEG", progressive=True)]
-    files += [_encoded(small, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg")]
-    files += [_encoded(small.convert(mode), "PNG") for mode in ("P", "LA", "RGBA", "1", "I;16")]
-    files += [_encoded(small.convert("CMYK"), "JPEG"), _dicom(_GRAY, "MONOCHROME2")]
-    files += [_compressed_dicom(_encoded(_ramp(), "JPEG"))]
+    small = ramp(24, 16)
+    files = [encoded(small, kind) for kind in ("PNG", "BMP", "TIFF", "WEBP", "GIF")]
+    files += [encoded(small, "JPEG", exif=exif), encoded(small, "JPEG", progressive=True)]
+    files += [encoded(small, "TIFF", compression=name) for name in ("tiff_lzw", "jpeg")]
+    files += [encoded(small.convert(mode), "PNG") for mode in ("P", "LA", "RGBA", "1", "I;16")]
+    files += [encoded(small.convert("CMYK"), "JPEG"), dicom_bytes(GRAY, "MONOCHROME2")]
+    files += [compressed_dicom(encoded(ramp(), "JPEG"))]
     return files
 
 

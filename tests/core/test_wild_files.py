@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermino_core.images import ImageLimits, decode_image
+from dermino_core.image_limits import ImageLimits
+from dermino_core.images import decode_image
 from dermino_core.manifest import Manifest, Record, read_manifest, write_manifest
 from dermino_core.manifest_checks import KINDS, ManifestReport, check_manifest
 

@@ -164,12 +164,13 @@ class Federation:
         return self.run(*self.federate_command(out, *extra))
 
     def stop_all(self) -> None:
-        for process in self.processes.values():
+        """Clients first: a SuperNode whose SuperLink is gone takes its time to give up."""
+        for name in sorted(self.processes, key=lambda name: name == "superlink"):
+            process = self.processes[name]
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
