@@ -1,0 +1,79 @@
+"""Image-level self-distillation.
+
+DermINO, equations (1)-(3); Caron et al. 2021 (DINO), equation (3).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dermino_core.losses.numerics import float32_island
+
+
+def image_level_loss(
+    student_global: Tensor,
+    student_local: Tensor | None,
+    teacher: Tensor,
+    *,
+    temperature: float = 0.1,
+    pairs: Literal["other", "same"] = "other",
+) -> Tensor:
+    """Cross-entropy between the teacher's targets and the student's scores of other crops.
+
+    Parameters
+    ----------
+    student_global
+        Student logits of the global crops, [N_g, B, K].
+    student_local
+        Student logits of the local crops, [N_l, B, K], or None without local crops.
+    teacher
+        Targets of the global crops, [N_g, B, K], rows summing to 1.
+    temperature
+        The student's, above 0.
+    pairs
+        Which global crops are paired. `other`: all i != j, as in the code of DINO and DINOv2;
+        normalised by the number of pairs N_g (N_g - 1) + N_g N_l. `same`: i = j, as equation (1)
+        is printed, with its normaliser N_g (1 + N_l). Both normalisers are 18 at N_g = 2, N_l = 8.
+
+    Returns
+    -------
+    A float32 scalar; ln K when student and teacher are uniform.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or `other` is asked of a single global crop without local crops.
+    """
+    n_global, batch, n_prototypes = teacher.shape
+    n_local = 0 if student_local is None else len(student_local)
+    if student_global.shape != teacher.shape:
+        raise ValueError(
+            f"student {tuple(student_global.shape)} and teacher {tuple(teacher.shape)} differ"
+        )
+    if student_local is not None and student_local.shape[1:] != (batch, n_prototypes):
+        raise ValueError(
+            f"local crops {tuple(student_local.shape)} do not fit [*, {batch}, {n_prototypes}]"
+        )
+    global_terms = n_global if pairs == "same" else n_global * (n_global - 1)
+    terms = global_terms + n_global * n_local
+    if terms == 0:
+        raise ValueError("one global crop and no local crops: there is nothing to compare")
+    with float32_island(teacher):
+        targets = teacher.float()
+        scores = (student_global.float() / temperature).log_softmax(dim=-1)
+        same = -(targets * scores).sum()
+        # sum over i != j = (sum_i t_i)(sum_j s_j) - sum_i t_i s_i: one product, not N_g^2.
+        every = -(targets.sum(dim=0) * scores.sum(dim=0)).sum()
+        total = same if pairs == "same" else every - same
+        if student_local is not None and n_local:
+            local_scores = (student_local.float() / temperature).log_softmax(dim=-1)
+            total = total - (targets.sum(dim=0) * local_scores.sum(dim=0)).sum()
+        return total / (terms * max(batch, 1))
+
+
+def share_of_uniform(loss: Tensor, n_prototypes: int) -> Tensor:
+    """A cross-entropy as a share of ln K, its value at uniform output."""
+    return loss / torch.log(torch.tensor(float(n_prototypes), device=loss.device))
