@@ -24,6 +24,12 @@ def warn(text: str) -> None:
     sys.stderr.flush()
 
 
+def prepare_environment() -> None:
+    """Set what Flower reads when it is imported: no telemetry, no update check."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+
 def debug_requested() -> bool:
     """Whether the user asked for tracebacks (`--debug` sets `DERMINO_DEBUG=1`)."""
     return os.environ.get("DERMINO_DEBUG") == "1"
@@ -50,6 +56,12 @@ def run_command(app: Callable[[], object]) -> None:
             raise
         warn(f"error {error.code}: {error}")
         sys.exit(error.exit_code)
+    except Exception as error:
+        if debug_requested():
+            raise
+        warn(f"unexpected error: {type(error).__name__}: {error}")
+        warn("  To do: run it again with --debug and report what it prints.")
+        sys.exit(1)
     except KeyboardInterrupt:
         warn("interrupted")
         sys.exit(130)

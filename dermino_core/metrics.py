@@ -16,10 +16,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dermino_core.results import Calibration, Estimate, Evaluation, RocCurve
+from dermino_core.results import Calibration, Difference, Estimate, Evaluation, RocCurve
 
 REPLICATES = 1000
 """Bootstrap replicates, as in the paper (section 4.2)."""
+
+SMALLEST_BIN = 5
+"""Fewest test images whose mean score is shown."""
 
 _CELLS = 4_000_000
 """Largest weight matrix held at once (replicates x images)."""
@@ -211,9 +214,16 @@ def evaluate(
         class_counts=counts,
         auroc=_estimate(point_auroc, auroc, f"every test image is of one class ({only})"),
         f1=_estimate(point_f1, f1, "undefined"),
+        f1_of_largest_class=_f1_of_largest_class(labels, n_classes),
         roc=roc_curve(labels, probabilities, weights) if draw_roc else None,
         calibration=calibration(labels, probabilities) if curves else None,
     )
+
+
+def _f1_of_largest_class(labels: npt.NDArray[np.integer], n_classes: int) -> float:
+    """Macro F1 of the most careless model: every image is called the largest class."""
+    largest = np.bincount(labels, minlength=n_classes).argmax()
+    return float(macro_f1(labels, np.full(len(labels), largest), n_classes)[0])
 
 
 def paired_difference(
@@ -224,12 +234,12 @@ def paired_difference(
     groups: Sequence[str] | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
-) -> dict[str, Estimate]:
-    """`auroc` and `f1` of `first` minus `second`, on the same replicates of the same images."""
+) -> Difference:
+    """AUROC and F1 of `first` minus `second`, on the same replicates of the same images."""
     n_classes = first.shape[1]
     if not len(labels):
         nothing = Estimate(value=None, undefined_because="no test images")
-        return {"auroc": nothing, "f1": nothing}
+        return Difference(auroc=nothing, f1=nothing)
     weights = bootstrap_weights(len(labels), groups=groups, replicates=replicates, seed=seed)
     auroc_1, f1_1 = _replicate(labels, first, weights)
     auroc_2, f1_2 = _replicate(labels, second, weights)
@@ -238,10 +248,10 @@ def paired_difference(
         macro_f1(labels, first.argmax(axis=1), n_classes)[0]
         - macro_f1(labels, second.argmax(axis=1), n_classes)[0]
     )
-    return {
-        "auroc": _estimate(auroc, auroc_1 - auroc_2, "every test image is of one class"),
-        "f1": _estimate(f1, f1_1 - f1_2, "no test images"),
-    }
+    return Difference(
+        auroc=_estimate(auroc, auroc_1 - auroc_2, "every test image is of one class"),
+        f1=_estimate(f1, f1_1 - f1_2, "undefined"),
+    )
 
 
 def roc_curve(
@@ -300,7 +310,8 @@ def calibration(
     """Reliability in equal-width bins, and the expected calibration error (Guo et al. 2017).
 
     Binary: probability of the last class against its share. More classes: confidence of the
-    predicted class against accuracy.
+    predicted class against accuracy. A bin with fewer than :data:`SMALLEST_BIN` images shows its
+    count only: a bin of one would be the score of a single patient.
     """
     if probabilities.shape[1] == 2:
         confidence, outcome = probabilities[:, 1], labels == 1
@@ -314,19 +325,27 @@ def calibration(
     error = float(np.abs(predicted - observed).sum() / max(1, len(labels)))
     return Calibration(
         edges=_rounded(edges),
-        predicted=[float(p / c) if c else None for p, c in zip(predicted, count, strict=True)],
-        observed=[float(o / c) if c else None for o, c in zip(observed, count, strict=True)],
+        predicted=_per_image(predicted, count),
+        observed=_per_image(observed, count),
         count=[int(c) for c in count],
         expected_calibration_error=error,
     )
 
 
-def mean_over_sites(estimates: Sequence[Estimate]) -> Estimate:
-    """Unweighted mean of independent sites, with a normal 95 % interval.
+def _per_image(total: npt.NDArray[np.number], count: npt.NDArray[np.integer]) -> list[float | None]:
+    return [
+        round(float(t / c), 3) if c >= SMALLEST_BIN else None
+        for t, c in zip(total, count, strict=True)
+    ]
+
+
+def mean_over_sites(estimates: Sequence[Estimate], *, lowest: float = 0.0) -> Estimate:
+    """Unweighted mean of independent sites, with a normal 95 % interval cut at `lowest` and 1.
 
     The sites' test sets are disjoint, so the variance of the mean is the sum of the sites'
-    squared standard errors over their number squared; no replicate has to leave a site.
-    Undefined if one site is.
+    squared standard errors over their number squared; no replicate has to leave a site. Patients
+    seen at two hospitals would make it too narrow. Undefined if one site is. For differences
+    `lowest` is -1.
     """
     undefined = [e for e in estimates if e.value is None]
     if undefined or not estimates:
@@ -338,7 +357,10 @@ def mean_over_sites(estimates: Sequence[Estimate]) -> Estimate:
         return Estimate(value=value)
     error = float(np.sqrt(np.sum(np.square(errors))) / len(errors))
     return Estimate(
-        value=value, low=value - 1.96 * error, high=value + 1.96 * error, standard_error=error
+        value=value,
+        low=max(value - 1.96 * error, lowest),
+        high=min(value + 1.96 * error, 1.0),
+        standard_error=error,
     )
 
 

@@ -56,6 +56,12 @@ def save_model(folder: Path, head: LinearHead, info: ModelInfo, results: Results
     write_atomically(folder / "model.json", info.model_dump_json(indent=1) + "\n")
 
 
+def write_card(folder: Path, results: Results) -> None:
+    """Write the model card of an existing model folder again."""
+    _, info = load_model(folder)
+    write_atomically(folder / "README.md", _card(info, results))
+
+
 def load_model(folder: Path) -> tuple[LinearHead, ModelInfo]:
     """Read a model folder.
 
@@ -94,15 +100,21 @@ def _interval(estimate: Estimate) -> str:
 
 def _card(info: ModelInfo, results: Results) -> str:
     sites = "\n".join(
-        f"| {s.site} | {s.images} | " + ", ".join(f"{k} {v}" for k, v in s.classes.items()) + " |"
+        f"| {s.site} | {s.images} | "
+        + (", ".join(f"{k} {v}" for k, v in s.classes.items()) or "not told")
+        + " |"
         for s in info.trained_on
     )
+    names = [site.name for site in results.sites]
     scores = "\n".join(
-        f"| {model.title} | {_interval(results.mean[model.key].auroc)} | "
-        f"{_interval(results.mean[model.key].f1)} |"
+        f"| {model.title} | "
+        + " | ".join(_interval(s.evaluations[model.key].auroc) for s in results.sites)
+        + f" | {_interval(results.mean[model.key].auroc)} | "
+        + f"{_interval(results.mean[model.key].f1)} |"
         for model in results.models
         if model.key in results.mean
     )
+    tested = ", ".join(f"{site.name} {site.n_test}" for site in results.sites)
     warnings = "\n".join(f"- {text}" for text in results.warnings) or "- none"
     return f"""# {info.title}
 
@@ -110,7 +122,7 @@ A linear head for the task *{info.task}* (classes: {", ".join(info.classes)}) on
 `{info.backbone.name}` (fingerprint `{info.backbone.fingerprint[:16]}`), trained by {info.strategy}
 over {info.rounds} rounds (seed {info.seed}) with dermino {info.dermino_version} on {info.created}.
 
-Research software, not a medical device: not for diagnosis.
+Intended use: research on federated learning. Not a medical device, not for diagnosis.
 
 ## Trained on
 
@@ -118,10 +130,13 @@ Research software, not a medical device: not for diagnosis.
 | --- | --- | --- |
 {sites}
 
-## Mean over the sites' test halves (95 % interval)
+## AUROC on the sites' test halves (95 % interval)
 
-| Model | AUROC | F1 |
-| --- | --- | --- |
+Test images: {tested}. Means are over these sites, each counting the same. The intervals hold the
+trained model fixed: another seed gives another model.
+
+| Model | {" | ".join(names)} | Mean | Mean F1 |
+|{" --- |" * (len(names) + 3)}
 {scores}
 
 ## Read this first

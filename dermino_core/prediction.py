@@ -56,15 +56,16 @@ def predict_images(
             where=backbone or info.backbone_spec,
             fix=f"Bring the weights of {info.backbone.name} and name them with --backbone.",
         )
+    settings = encoder.card.preprocessing
+    short_side = round(settings.image_size / settings.crop_pct)  # as features are extracted
     results: list[Prediction] = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         pixels: list[np.ndarray] = []
         reasons: list[str | None] = []
-        settings = encoder.card.preprocessing
         for image in batch:
             try:
-                picture = decode_image(image, short_side=settings.image_size)
+                picture = decode_image(image, short_side=short_side)
             except ImageError as error:
                 reasons.append(error.reason)
                 continue

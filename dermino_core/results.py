@@ -19,17 +19,17 @@ SCHEMA_VERSION = 1
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Estimate(_Model):
     """A number with its bootstrap interval. All `None` where it is undefined."""
 
-    value: float | None
-    low: float | None = Field(default=None, description="2.5th percentile of the replicates")
-    high: float | None = Field(default=None, description="97.5th percentile of the replicates")
+    value: float | None = Field(ge=-1, le=1)
+    low: float | None = Field(default=None, ge=-1, le=1, description="2.5th percentile")
+    high: float | None = Field(default=None, ge=-1, le=1, description="97.5th percentile")
     standard_error: float | None = Field(
-        default=None, description="standard deviation of replicates"
+        default=None, ge=0, description="standard deviation of the replicates"
     )
     undefined_because: str | None = None
 
@@ -63,12 +63,22 @@ class Calibration(_Model):
 class Evaluation(_Model):
     """One model on the test images of one site."""
 
-    n: int
+    n: int = Field(ge=0)
     class_counts: dict[str, int]
     auroc: Estimate
     f1: Estimate
+    f1_of_largest_class: float | None = Field(
+        default=None, ge=0, le=1, description="macro F1 of calling every image the largest class"
+    )
     roc: RocCurve | None = None
     calibration: Calibration | None = None
+
+
+class Difference(_Model):
+    """One model minus another on the same test images: a paired bootstrap."""
+
+    auroc: Estimate
+    f1: Estimate
 
 
 class Transfer(_Model):
@@ -99,6 +109,7 @@ class RoundRecord(_Model):
     sites: list[str] = Field(description="sites whose reply was used")
     rejected: list[Rejection] = []
     transfers: list[Transfer] = []
+    examples: dict[str, int] = Field(default={}, description="site -> images trained on")
     train_loss: dict[str, float] = Field(default={}, description="site -> mean loss, last epoch")
     auroc: dict[str, float | None] = Field(
         default={}, description="site -> AUROC of the global model after this round"
@@ -117,15 +128,16 @@ class SiteResult(_Model):
     """One hospital: its data, and every model on its test images."""
 
     name: str
-    images_total: int
-    images_used: int
+    images_total: int = Field(description="rows of the site's table")
+    images_used: int = Field(description="in the train or the test half, and readable")
     unreadable: int
     n_train: int
     n_test: int
     train_class_counts: dict[str, int]
+    precision: str = Field(default="unknown", description="arithmetic of the backbone there")
     evaluations: dict[str, Evaluation] = Field(description="model key -> evaluation")
-    global_minus_local: dict[str, Estimate] = Field(
-        default={}, description="'auroc' and 'f1': paired bootstrap at the site"
+    global_minus: dict[str, Difference] = Field(
+        default={}, description="model key -> the federated model minus that model, paired"
     )
 
 
@@ -189,6 +201,9 @@ class Results(_Model):
     models: list[ModelDescription]
     sites: list[SiteResult]
     mean: dict[str, ModelSummary] = Field(description="model key -> mean over sites")
+    mean_global_minus: dict[str, Difference] = Field(
+        default={}, description="model key -> mean over sites of the paired differences"
+    )
     cross_site: CrossSite | None = None
     rounds: list[RoundRecord]
     seconds: dict[str, float] = Field(default={}, description="stage -> seconds")

@@ -82,6 +82,42 @@ def split_records(
     return [sides[key] for key in keys]
 
 
+def independent_units(records: Sequence[Record], digests: Sequence[str | None]) -> list[str]:
+    """Name what may not be torn apart: records of one group, or with the same bytes, or both.
+
+    Two groups that share an image become one unit, because the image would otherwise be in the
+    training and in the test half.
+
+    Parameters
+    ----------
+    records
+        The images.
+    digests
+        SHA-256 of each image's bytes, same length; None where it could not be read.
+
+    Returns
+    -------
+    A name for each record, equal within a unit; to be used as its group.
+    """
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = parent.setdefault(above, above)
+            key = above
+        return key
+
+    keys = [_group_key(record) for record in records]
+    for key, digest in zip(keys, digests, strict=True):
+        one, other = root(key), root(f"bytes {digest}" if digest else key)
+        # The smaller name leads, so that the result does not depend on the order of the rows.
+        parent[max(one, other)] = min(one, other)
+    members: dict[str, str] = {}
+    for key in keys:
+        members[root(key)] = min(members.get(root(key), key), key)
+    return [members[root(key)] for key in keys]
+
+
 def _group_key(record: Record) -> str:
     # The prefix keeps a group "a.jpg" apart from an image "a.jpg".
     return f"image {record.image}" if record.group is None else f"group {record.group}"

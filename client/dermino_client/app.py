@@ -15,15 +15,16 @@ from flwr.clientapp import ClientApp
 
 from dermino_client.prepare import PreparedSite, load_prepared
 from dermino_client.site import read_site
-from dermino_client.work import evaluate_heads, train
+from dermino_client.work import evaluate_heads, expected_arrays, train
 from dermino_core.errors import DerminoError
+from dermino_strategies.base import Arrays
 from dermino_strategies.protocol import (
     EvaluateRequest,
     SiteName,
     TrainRequest,
-    arrays_of,
     pack,
     pack_update,
+    read_arrays,
     refuse,
     unpack,
 )
@@ -55,15 +56,26 @@ def make_client_app(load: Callable[[Context], PreparedSite]) -> ClientApp:
 
 def _train_reply(message: Message, site: PreparedSite) -> Message:
     request = unpack(message.content, TrainRequest)
-    reply, update, local = train(site, request, arrays_of(message.content, "arrays"))
+    arrays = _arrays(message, "arrays", expected_arrays(site, request.task))
+    reply, update, local = train(site, request, arrays)
     return Message(pack_update(reply, update, local), reply_to=message)
 
 
 def _evaluate_reply(message: Message, site: PreparedSite) -> Message:
     request = unpack(message.content, EvaluateRequest)
-    heads = {name: arrays_of(message.content, f"head.{name}") for name in request.heads}
-    reply = evaluate_heads(site, request, arrays_of(message.content, "arrays"), heads)
+    like = expected_arrays(site, request.task)
+    heads = {name: _arrays(message, f"head.{name}", like) for name in request.heads}
+    reply = evaluate_heads(site, request, _arrays(message, "arrays", like), heads)
     return Message(pack(reply), reply_to=message)
+
+
+def _arrays(message: Message, group: str, like: Arrays) -> Arrays:
+    try:
+        return read_arrays(message.content, group, like)
+    except ValueError as error:
+        raise DerminoError(
+            "REQUEST_INVALID", f"The coordinator's arrays are not usable: {error}."
+        ) from None
 
 
 def _name_reply(message: Message, site: PreparedSite) -> Message:

@@ -23,6 +23,9 @@ def check_site(site: Site) -> PreparedSite:
         f"{site.name}: {prepared.images_used} of {prepared.images_total} images used, "
         f"{prepared.unreadable} unreadable, {prepared.decoded} newly embedded"
     )
+    for reason, count in prepared.left_out.items():
+        if count:
+            say(f"{site.name}: {count} images {reason}")
     for half in ("train", "test"):
         _, labels, groups = prepared.half(half)
         counts = np.bincount(labels, minlength=len(prepared.classes))

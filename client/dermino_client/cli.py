@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dermino_core import __version__
-from dermino_core.console import EXIT_CODES_HELP, run_command, say
+from dermino_core.console import EXIT_CODES_HELP, say
 from dermino_core.errors import DerminoError
 
 app = typer.Typer(
@@ -25,7 +24,8 @@ SiteOption = Annotated[
 FolderOption = Annotated[
     Path | None,
     typer.Option(
-        help="Where site files are [default: $DERMINO_SITES, ./sites, /etc/dermino/sites]"
+        help="Where site files are.",
+        show_default="$DERMINO_SITES, ./sites, /etc/dermino/sites",
     ),
 ]
 
@@ -109,8 +109,8 @@ def init(
         typer.Option(metavar="NAME=COLUMN", help="Our name = the table's column; repeatable."),
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="Backbone the federation uses: file, timm name or 'demo'.")
-    ] = "demo",
+        str | None, typer.Option(help="Backbone the federation uses: a file or a timm name.")
+    ] = None,
     coordinator: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The coordinator's address.")
     ] = None,
@@ -147,10 +147,3 @@ def _pairs(items: list[str]) -> dict[str, str]:
             "CONFIG_INVALID", "--column takes NAME=COLUMN.", fix="For example: --column label=dx"
         )
     return pairs
-
-
-def main() -> None:
-    """Entry point of `dermino-client`."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    run_command(app)

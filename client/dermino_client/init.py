@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dermino_client.site import SITE_NAME
+from dermino_client.site import SITE_NAME, check_address
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 from dermino_core.labels import TASKS, propose_label_map
@@ -24,7 +25,7 @@ class Proposal:
     table: Path
     task: str = "malignancy"
     columns: Mapping[str, str] = field(default_factory=dict)
-    backbone: str = "demo"
+    backbone: str | None = None
     coordinator: str | None = None
 
 
@@ -34,7 +35,7 @@ def write_proposal(proposal: Proposal, folder: Path) -> tuple[Path, list[str]]:
     Raises
     ------
     DerminoError
-        `CONFIG_INVALID` for a bad name or task, `OUTPUT_EXISTS` if the file is there,
+        `CONFIG_INVALID` for a bad name, task or address, `OUTPUT_EXISTS` if the file is there,
         `MANIFEST_INVALID` if the table cannot be read.
     """
     if not SITE_NAME.fullmatch(proposal.name):
@@ -50,6 +51,13 @@ def write_proposal(proposal: Proposal, folder: Path) -> tuple[Path, list[str]]:
             fix=f"Use one of {', '.join(sorted(TASKS))}, and name your own classes in the site "
             "file afterwards.",
         )
+    if proposal.coordinator is not None:
+        try:
+            check_address(proposal.coordinator)
+        except ValueError as error:
+            raise DerminoError(
+                "CONFIG_INVALID", f"{proposal.coordinator!r} is not an address: {error}."
+            ) from None
     file = folder / f"{proposal.name}.toml"
     if file.exists():
         raise DerminoError(
@@ -65,11 +73,13 @@ def write_proposal(proposal: Proposal, folder: Path) -> tuple[Path, list[str]]:
     classes = TASKS[proposal.task]
     proposed = propose_label_map(labels, classes, proposal.task)
     notes = [f"{len(manifest.records)} images, {len(labels)} labels, {unlabelled} without a label"]
-    missing = sum(not (proposal.images / r.image).exists() for r in manifest.records)
+    missing = sum(not os.path.exists(proposal.images / r.image) for r in manifest.records)
     if missing:
         notes.append(f"{missing} images are not in {proposal.images}")
     if open_labels := sorted(label for label, target in proposed.items() if target is None):
         notes.append(f"you must decide about: {', '.join(open_labels)}")
+    if proposal.backbone is None:
+        notes.append("you must decide about: [backbone] name; 'demo' has random weights")
     groups = sum(record.group is not None for record in manifest.records)
     if not groups:
         notes.append(
@@ -93,6 +103,12 @@ def _text(proposal: Proposal, labels: Mapping[str, int], proposed: Mapping[str, 
             lines.append(f"# {entry}")
         else:
             lines.append(f"{entry}  # {count}")
+    backbone = (
+        f"name = {_quoted(proposal.backbone)}   # the same at every site"
+        if proposal.backbone
+        else '# DECIDE: the file or name the coordinator gave. "demo" has random weights.\n'
+        'name = "demo"'
+    )
     address = proposal.coordinator or "coordinator.example.org:443"
     comment = "" if proposal.coordinator else "# "
     return f"""# Site file of {proposal.name}, proposed by `dermino-client init`. Read every line.
@@ -114,7 +130,7 @@ min_images = 20                     # refuse to take part with fewer usable imag
 {chr(10).join(lines)}
 
 [backbone]
-name = {_quoted(proposal.backbone)}   # the same at every site
+{backbone}
 precision = "auto"                  # auto, fp32 or bf16
 
 # The coordinator sends you these.

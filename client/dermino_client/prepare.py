@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from dermino_core.features import Unreadable, extract_features
 from dermino_core.files import write_atomically
 from dermino_core.labels import apply_label_map
 from dermino_core.manifest import Manifest, Record, read_manifest
-from dermino_core.splits import split_records
+from dermino_core.splits import independent_units, split_records
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PreparedSite:
     split: npt.NDArray[np.str_]
     groups: list[str]
     images_total: int
+    left_out: dict[str, int]
     unreadable: int
     card: BackboneCard
     precision: str
@@ -63,6 +65,13 @@ class PreparedSite:
         """Images with features and a class."""
         return len(self.labels)
 
+    def digest(self) -> str:
+        """SHA-256 of what decides this site's part in a run: features, classes and halves."""
+        result = hashlib.sha256(np.ascontiguousarray(self.features).tobytes())
+        result.update(self.labels.tobytes())
+        result.update("|".join([*self.split, *self.classes, *self.groups]).encode())
+        return result.hexdigest()
+
     def half(self, split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str]]:
         """Features, labels and groups of one half: `train` or `test`."""
         chosen = self.split == split
@@ -72,38 +81,37 @@ class PreparedSite:
 
 @dataclass(frozen=True)
 class _Selection:
-    """The records that take part, with class, half and anonymous group of each."""
+    """The records that take part with the class of each, and why the others do not."""
 
     manifest: Manifest
     records: list[Record]
     labels: list[int]
-    split: list[str]
-    groups: list[str]
+    left_out: dict[str, int]
 
 
 def select_records(site: Site) -> _Selection:
-    """Read the manifest, map labels, leave out what the label map excludes, and split.
+    """Read the manifest, map labels, and leave out what takes no part.
 
-    The split does not depend on which images turn out to be unreadable.
+    Images without a label, images whose label the map leaves out, and images of a validation
+    split (the paper's heads have nothing to validate) take no part.
 
     Raises
     ------
     DerminoError
-        `MANIFEST_INVALID`, `LABEL_UNMAPPED`, or `DATA_TOO_FEW` when nothing is left.
+        `MANIFEST_INVALID`, `LABEL_UNMAPPED`, or `DATA_TOO_FEW` when too few are left.
     """
     manifest = read_manifest(site.manifest, root=site.images, columns=site.data.columns)
     labelled = [record for record in manifest.records if record.label is not None]
     classes = apply_label_map([str(r.label) for r in labelled], site.labels, site.classes)
-    kept = [(r, c) for r, c in zip(labelled, classes, strict=True) if c is not None]
+    mapped = [(r, c) for r, c in zip(labelled, classes, strict=True) if c is not None]
+    kept = [(r, c) for r, c in mapped if r.split != "val"]
     _enough(site, len(kept))
-    records, labels = [r for r, _ in kept], [c for _, c in kept]
-    split = split_records(
-        records,
-        [site.classes[c] for c in labels],
-        seed=site.data.split_seed,
-        train_share=site.data.train_share,
-    )
-    return _Selection(manifest, records, labels, split, _groups(records))
+    left_out = {
+        "without a label": len(manifest.records) - len(labelled),
+        "left out by the label map": len(labelled) - len(mapped),
+        "in the validation split": len(mapped) - len(kept),
+    }
+    return _Selection(manifest, [r for r, _ in kept], [c for _, c in kept], left_out)
 
 
 def _enough(site: Site, images: int) -> None:
@@ -125,6 +133,9 @@ def prepare_site(
 ) -> PreparedSite:
     """Everything up to training. Embeds only images that the cache does not hold.
 
+    The snapshot that :func:`load_prepared` opens is written only if nothing is said in place of
+    the site file: a simulation beside a running client leaves what that client uses alone.
+
     Parameters
     ----------
     backbone, precision, cache
@@ -134,49 +145,74 @@ def prepare_site(
     ------
     DerminoError
         `IMAGE_UNREADABLE` when more images fail than `max_unreadable` allows, `DATA_TOO_FEW`
-        when fewer than `min_images` remain or a half or class is empty, and what reading the
-        manifest, the images and the backbone may raise.
+        when fewer than `min_images` remain or a half is empty, and what reading the manifest,
+        the images and the backbone may raise.
     """
     selection = select_records(site)
-    cache = cache or site.cache
+    inputs = _inputs_digest(site)  # before the hours of embedding, as are the images' times
     paths = [selection.manifest.path_of(record) for record in selection.records]
     stats = _stat(paths)
     table = extract_features(
         paths,
         backbone or site.backbone_spec,
-        cache=cache,
+        cache=cache or site.cache,
         precision=precision or site.backbone.precision,
         device=site.backbone.device,
         title=site.name,
     )
     _readable_enough(site, selection.records, table.unreadable)
     _enough(site, len(table.rows))
+    units, split = _split(site, selection, table.digests)
     prepared = PreparedSite(
         name=site.name,
         task=site.site.task,
         classes=site.classes,
         features=np.asarray(table.vectors, dtype=np.float32),
         labels=np.array(selection.labels, dtype=np.int64)[table.rows],
-        split=np.array(selection.split)[table.rows],
-        groups=[selection.groups[row] for row in table.rows],
-        images_total=len(selection.records),
+        split=np.array(split)[table.rows],
+        groups=[units[row] for row in table.rows],
+        images_total=len(selection.manifest.records),
+        left_out=selection.left_out,
         unreadable=len(table.unreadable),
         card=table.card,
         precision=table.precision,
         decoded=table.decoded,
     )
     _both_halves(site, prepared)
-    _write_snapshot(site, cache, prepared, paths, stats)
+    if backbone is None and precision is None and cache is None:
+        _write_snapshot(site, inputs, prepared, paths, stats)
     return prepared
 
 
-def _groups(records: Sequence[Record]) -> list[str]:
-    """Short anonymous names: the manifest's own group names stay in the manifest."""
-    names: dict[str, str] = {}
-    return [
-        names.setdefault(f"g:{r.group}" if r.group else f"i:{r.image}", str(len(names)))
-        for r in records
-    ]
+def _split(
+    site: Site, selection: _Selection, digests: Sequence[str | None]
+) -> tuple[list[str], list[str]]:
+    """Unit and half of each record; no patient, lesion or identical image is in both halves.
+
+    It covers unreadable images too, so that one more of them does not move the others. The units'
+    names are numbers: the manifest's own group names stay in the manifest.
+    """
+    units = independent_units(selection.records, digests)
+    split = split_records(
+        [replace(r, group=unit) for r, unit in zip(selection.records, units, strict=True)],
+        [site.classes[c] for c in selection.labels],
+        seed=site.data.split_seed,
+        train_share=site.data.train_share,
+        where=site.manifest,
+    )
+    halves: dict[str, set[str]] = {}
+    for unit, half in zip(units, split, strict=True):
+        halves.setdefault(unit, set()).add(half)
+    if torn := sorted(unit for unit, where in halves.items() if len(where) > 1):
+        raise DerminoError(
+            "MANIFEST_INVALID",
+            f"The manifest's own split puts {len(torn)} patients, lesions or identical images into "
+            f"both halves, first: {torn[0]!r}. Results on such a test half flatter.",
+            where=site.manifest,
+            fix="Run `dermino data check` on it, mend the split, or remove the column.",
+        )
+    numbers = {unit: str(i) for i, unit in enumerate(dict.fromkeys(units))}
+    return [numbers[unit] for unit in units], split
 
 
 def _readable_enough(site: Site, records: Sequence[Record], bad: Sequence[Unreadable]) -> None:
@@ -217,12 +253,13 @@ def _stat(paths: Sequence[Path]) -> npt.NDArray[np.int64]:
     return result
 
 
-def _snapshot_file(site: Site, cache: Path) -> Path:
+def _snapshot_file(site: Site) -> Path:
     key = hashlib.sha256(str(site.file).encode()).hexdigest()[:16]
-    return cache / "prepared" / f"{site.name}-{key}.npz"
+    return site.cache / "prepared" / f"{site.name}-{key}.npz"
 
 
 def _inputs_digest(site: Site) -> str:
+    """SHA-256 of the site file and the manifest."""
     digest = hashlib.sha256(site.file.read_bytes())
     digest.update(site.manifest.read_bytes())
     return digest.hexdigest()
@@ -230,19 +267,20 @@ def _inputs_digest(site: Site) -> str:
 
 def _write_snapshot(
     site: Site,
-    cache: Path,
+    inputs: str,
     prepared: PreparedSite,
     paths: Sequence[Path],
     stats: npt.NDArray[np.int64],
 ) -> None:
     facts = {
         "version": SNAPSHOT_VERSION,
-        "inputs": _inputs_digest(site),
+        "inputs": inputs,
         "name": prepared.name,
         "task": prepared.task,
         "classes": prepared.classes,
         "groups": prepared.groups,
         "images_total": prepared.images_total,
+        "left_out": prepared.left_out,
         "unreadable": prepared.unreadable,
         "card": card_to_dict(prepared.card),
         "precision": prepared.precision,
@@ -257,7 +295,7 @@ def _write_snapshot(
         stats=stats,
         facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
     )
-    write_atomically(_snapshot_file(site, cache), buffer.getvalue())
+    write_atomically(_snapshot_file(site), buffer.getvalue())
 
 
 def load_prepared(site: Site) -> PreparedSite:
@@ -269,7 +307,7 @@ def load_prepared(site: Site) -> PreparedSite:
         `DATA_CHANGED` if the site was never prepared, or the site file, the manifest or an image
         vanished or changed since.
     """
-    file = _snapshot_file(site, site.cache)
+    file = _snapshot_file(site)
     advice = f"Run `dermino-client check --site {site.name}`, then start the client again."
     try:
         with np.load(file, allow_pickle=False) as snapshot:
@@ -281,7 +319,7 @@ def load_prepared(site: Site) -> PreparedSite:
         raise DerminoError(
             "DATA_CHANGED", "The site has not been prepared.", where=file, fix=advice
         ) from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DerminoError(
             "DATA_CHANGED", f"The site's snapshot cannot be used: {error}.", where=file, fix=advice
         ) from error
@@ -316,6 +354,7 @@ def load_prepared(site: Site) -> PreparedSite:
         split=arrays["split"],
         groups=facts["groups"],
         images_total=facts["images_total"],
+        left_out=facts["left_out"],
         unreadable=facts["unreadable"],
         card=card_from_dict(facts["card"]),
         precision=facts["precision"],

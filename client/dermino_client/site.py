@@ -28,6 +28,9 @@ from dermino_core.paths import default_cache
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_FOLDERS = (Path("sites"), Path("/etc/dermino/sites"))
+_LABEL = "[A-Za-z0-9_-]{1,63}"
+_PORT = re.compile("[0-9]{1,5}")
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*|\[[0-9A-Fa-f:.]+\]")
 
 
 def _site_name(value: str) -> str:
@@ -36,15 +39,31 @@ def _site_name(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
+def check_address(value: str) -> str:
+    """`value`, if it is HOST:PORT; an IPv6 address is in brackets.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
     host, _, port = value.rpartition(":")
-    if not host or "/" in value or not port.isdigit() or not 0 < int(port) < 65536:
+    if not _HOST.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise ValueError("an address is HOST:PORT, for example coordinator.example.org:443")
     return value
 
 
+def _expandable(value: Path) -> Path:
+    try:
+        value.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such home folder") from None
+    return value
+
+
 SiteName = Annotated[str, AfterValidator(_site_name)]
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(check_address)]
+FilePath = Annotated[Path, AfterValidator(_expandable)]
 
 
 class _Section(BaseModel):
@@ -65,6 +84,8 @@ class SiteSection(_Section):
                 f"task '{self.task}' is not built in ({', '.join(sorted(TASKS))}): "
                 "name its classes with 'classes'"
             )
+        if self.classes and "" in self.classes:
+            raise ValueError("a class has an empty name")
         if self.classes and len(set(self.classes)) < len(self.classes):
             raise ValueError("a class is named twice")
         return self
@@ -73,13 +94,13 @@ class SiteSection(_Section):
 class DataSection(_Section):
     """`[data]`: the table of images, and how much may be wrong with it."""
 
-    manifest: Path
-    images: Path | None = None
+    manifest: FilePath
+    images: FilePath | None = None
     columns: dict[str, str] = {}
-    max_unreadable: float = Field(default=0.0, ge=0, le=1)
-    min_images: int = Field(default=20, ge=2)
-    train_share: float = Field(default=0.5, gt=0, lt=1)
-    split_seed: int = Field(default=0, ge=0)
+    max_unreadable: float = Field(default=0.0, strict=True, ge=0, le=1)
+    min_images: int = Field(default=20, strict=True, ge=2)
+    train_share: float = Field(default=0.5, strict=True, gt=0, lt=1)
+    split_seed: int = Field(default=0, strict=True, ge=0)
 
 
 class BackboneSection(_Section):
@@ -94,15 +115,15 @@ class CoordinatorSection(_Section):
     """`[coordinator]`: where to connect and with which key."""
 
     address: Address
-    root_certificates: Path
-    private_key: Path
+    root_certificates: FilePath
+    private_key: FilePath
 
 
 class NodeSection(_Section):
     """`[node]`: this machine."""
 
-    cache: Path | None = None
-    port: int = Field(default=9094, ge=1, le=65535)
+    cache: FilePath | None = None
+    port: int = Field(default=9094, strict=True, ge=1, le=65535)
     health_address: Address | None = None
 
 
@@ -144,10 +165,14 @@ class Site(_Section):
 
     @property
     def backbone_spec(self) -> str:
-        """The backbone, with a file path made absolute where it names an existing file."""
+        """The backbone, with a path made absolute where it names a file or a backbone folder."""
         architecture, at, file = self.backbone.name.rpartition("@")
-        candidate = self.resolve(Path(file))
-        return f"{architecture}{at}{candidate}" if candidate.exists() else self.backbone.name
+        try:
+            candidate = self.resolve(Path(file))
+        except RuntimeError:  # "~name" of nobody
+            return self.backbone.name
+        there = os.path.isfile(candidate) or os.path.isfile(candidate / "model.json")
+        return f"{architecture}{at}{candidate}" if there else self.backbone.name
 
     @property
     def cache(self) -> Path:
@@ -187,9 +212,12 @@ def read_site(file: Path) -> Site:
         ) from None
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError: huge, deeply nested
         raise DerminoError(
-            "CONFIG_INVALID", f"The site file is not valid TOML: {error}.", where=file
+            "CONFIG_INVALID",
+            f"The site file is not valid TOML: {error}.",
+            where=file,
+            fix="Mend it there; deploy/sites/ has examples.",
         ) from None
     try:
         site = Site.model_validate(content)

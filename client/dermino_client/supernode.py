@@ -99,7 +99,7 @@ def _check_key(key: Path) -> None:
         raise DerminoError(
             "TLS_INVALID", "The site's private key is missing.", where=key, fix=advice
         ) from None
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+    except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:  # Type: a password
         raise DerminoError(
             "TLS_INVALID", f"The site's private key cannot be read: {error}.", where=key, fix=advice
         ) from None
@@ -224,14 +224,19 @@ def _handing_on_signals(child: subprocess.Popen[str]) -> Iterator[list[int]]:
     stopped: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
+        if stopped:
+            return
         stopped.append(number)
         child.terminate()
-        threading.Timer(STOP_SECONDS, child.kill).start()
+        impatience.start()
 
+    impatience = threading.Timer(STOP_SECONDS, child.kill)
+    impatience.daemon = True
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stopped
     finally:
+        impatience.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 

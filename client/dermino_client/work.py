@@ -10,7 +10,7 @@ from dermino_client.prepare import PreparedSite
 from dermino_core.errors import DerminoError
 from dermino_core.heads import LinearHead, fit_converged
 from dermino_core.metrics import evaluate, macro_auroc, macro_f1, paired_difference
-from dermino_core.results import Evaluation
+from dermino_core.results import Difference, Evaluation
 from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy
 from dermino_strategies.protocol import (
     PROTOCOL_VERSION,
@@ -60,6 +60,17 @@ def check_task(site: PreparedSite, task: Task) -> Strategy:
     return get_strategy(task.strategy, task.settings)
 
 
+def expected_arrays(site: PreparedSite, task: Task) -> Arrays:
+    """Arrays with the names, shapes and types that a request for this task must carry.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`check_task`.
+    """
+    return check_task(site, task).initial_arrays(len(task.classes), task.width, task.seed)
+
+
 def _data(site: PreparedSite) -> SiteData:
     features, labels, _ = site.half("train")
     return SiteData(site.name, features, labels, len(site.classes))
@@ -82,6 +93,7 @@ def train(
     local = train_alone(site, strategy, request.task) if request.send_local_head else None
     reply = TrainReply(
         classes=site.classes,
+        precision=site.precision,
         images_total=site.images_total,
         images_used=site.images_used,
         seconds=time.perf_counter() - start,
@@ -121,7 +133,7 @@ def evaluate_heads(
     strategy = check_task(site, request.task)
     _check_arrays(strategy, request.task, arrays)
     train_features, train_labels, _ = site.half("train")
-    features, labels, groups = site.half("test")
+    features, labels, _ = site.half("test")
     converged = fit_converged(
         train_features, train_labels, len(site.classes), penalty=CONVERGED_PENALTY
     )
@@ -136,16 +148,14 @@ def evaluate_heads(
         )
     counts = np.bincount(train_labels, minlength=len(site.classes))
     evaluations = {key: evaluate_head(site, head, request.task) for key, head in named.items()}
-    difference = paired_difference(
-        labels,
-        named["global"].probabilities(features),
-        named["local"].probabilities(features),
-        groups=groups,
-        replicates=request.task.replicates,
-        seed=request.task.seed,
-    )
+    federated = named["global"]
+    differences = {
+        key: compare_heads(site, federated, named[key], request.task)
+        for key in ("local", "local_converged")
+    }
     return EvaluateReply(
         classes=site.classes,
+        precision=site.precision,
         images_total=site.images_total,
         images_used=site.images_used,
         seconds=time.perf_counter() - start,
@@ -154,7 +164,7 @@ def evaluate_heads(
         n_test=len(labels),
         train_class_counts=dict(zip(site.classes, map(int, counts), strict=True)),
         evaluations=evaluations,
-        global_minus_local=difference,
+        global_minus=differences,
         cross=cross,
     )
 
@@ -166,6 +176,21 @@ def evaluate_head(site: PreparedSite, head: LinearHead, task: Task) -> Evaluatio
         labels,
         head.probabilities(features),
         site.classes,
+        groups=groups,
+        replicates=task.replicates,
+        seed=task.seed,
+    )
+
+
+def compare_heads(
+    site: PreparedSite, first: LinearHead, second: LinearHead, task: Task
+) -> Difference:
+    """`first` minus `second` on this site's test half, paired."""
+    features, labels, groups = site.half("test")
+    return paired_difference(
+        labels,
+        first.probabilities(features),
+        second.probabilities(features),
         groups=groups,
         replicates=task.replicates,
         seed=task.seed,

@@ -1,8 +1,8 @@
 """From the teacher's logits to targets: Sinkhorn-Knopp, or softmax with a moving centre.
 
 Caron et al. 2020 (SwAV), appendix A.1, for Sinkhorn-Knopp; Caron et al. 2021 (DINO), equation (4),
-for centering. DermINO section 4.1.2 says "an additional Sinkhorn-Knopp normalization after the softmax
-operation"; DINOv2's code goes from the logits straight to Sinkhorn-Knopp.
+for centering. DermINO section 4.1.2 says "an additional Sinkhorn-Knopp normalization after the
+softmax operation"; DINOv2's code goes from the logits straight to Sinkhorn-Knopp.
 """
 
 from __future__ import annotations

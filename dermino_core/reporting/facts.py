@@ -71,13 +71,13 @@ def sent_explanation(results: Results) -> str:
             f"With the strategy fedavg a training reply holds two arrays, the linear head: its "
             f"weights ({classes} × {count(width)}) and its biases ({classes}), together "
             f"{count(classes * (width + 1) * 4)} bytes as 32-bit numbers, with the "
-            "number of images and the measurements on this page. Images and their features are "
-            "not part of any message."
+            "number of images and the measurements on this page; the first one also holds the "
+            "head the hospital trained alone, if the cross-site matrix was asked for. Images and "
+            "their features are not part of any message."
         )
     else:
         parts.append(
             f"What a message holds is fixed by the strategy “{results.strategy}”: the site half of "
             "its source file."
         )
-    parts.append("Each hospital’s own audit log lists every message it sent.")
     return f"<p>{escape(' '.join(parts))}</p>"

@@ -48,6 +48,17 @@ def percent_estimate(estimate: Estimate, unit: str = "") -> str:
     return f"{text} (95{NO_BREAK}% interval {percent_interval(estimate.low, estimate.high)})"
 
 
+def points_estimate(difference: Estimate) -> str:
+    """`-4 points, 95 % interval -8 to +1`: a difference of two shares, in percentage points."""
+    if difference.value is None or difference.low is None or difference.high is None:
+        return "undefined"
+    value, low, high = (
+        f"{100 * number:+.1f}".replace("-", "\u2212")
+        for number in (difference.value, difference.low, difference.high)
+    )
+    return f"{value} points, 95{NO_BREAK}% interval {low} to {high}"
+
+
 def percent_interval(low: float, high: float) -> str:
     """`55–66 %`."""
     return f"{100 * low:.0f}–{100 * high:.0f}{NO_BREAK}%"

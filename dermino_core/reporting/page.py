@@ -186,7 +186,9 @@ def _matrix(results: Results) -> str:
         "matrix",
         "Does one hospital’s model work elsewhere?",
         "<p>The model that one hospital trained alone (row) on the test images of another "
-        "(column). Framed: at home.</p>",
+        "(column). Framed: at home. These are the heads of “each hospital alone”, with the run’s "
+        "own schedule: one that is weak at home will be weak elsewhere. The numbers have no "
+        "intervals; the sizes of the test sets are in the tables above.</p>",
         f'<div class="grid">{auroc}{f1}</div>',
         note,
     )

@@ -69,19 +69,22 @@ def _site_table(results: Results, site: SiteResult) -> str:
         for i, model in enumerate(models_of(results))
         if model.key in site.evaluations
     ]
-    if site.global_minus_local:
-        missing = Estimate(value=None, undefined_because="not computed")
-        rows.append(
-            _score_row(
-                "Federated minus own model",
-                site.global_minus_local.get("auroc", missing),
-                site.global_minus_local.get("f1", missing),
-                signed=True,
-            )
+    rows += [
+        _score_row(
+            f"Federated minus: {escape(model.title)}",
+            site.global_minus[model.key].auroc,
+            site.global_minus[model.key].f1,
+            signed=True,
         )
+        for model in models_of(results)
+        if model.key in site.global_minus
+    ]
     sizes = sorted({evaluation.n for evaluation in site.evaluations.values()})
     tested = " / ".join(count(n) for n in sizes) or UNDEFINED
     facts = f"n = {tested} test images: {_class_counts(_test_counts(site))}"
+    careless = [e.f1_of_largest_class for e in site.evaluations.values()]
+    if careless and careless[0] is not None:
+        facts += f". F1 of calling every image the largest class: {careless[0]:.3f}"
     return _score_table(f"<bdi>{escape(site.name)}</bdi>", facts, rows, label=site.name)
 
 

@@ -13,14 +13,14 @@ from dermino_core.reporting.numbers import (
     percent,
     percent_estimate,
     plural,
+    points_estimate,
     reason,
 )
-from dermino_core.reporting.roles import Roles, roles_of, title_of
+from dermino_core.reporting.roles import roles_of
 from dermino_core.results import Estimate, Results
 
 SMALL_TEST_SET = 100
 SMALL_CLASS = 20
-FAR_BETTER = 0.05
 
 
 def answer(results: Results) -> list[str]:
@@ -55,10 +55,7 @@ def comparisons(results: Results) -> list[str]:
     summary = results.mean.get(roles.shared)
     if summary is None or not is_defined(summary.auroc.value):
         return []
-    return [
-        *_baselines(results, roles, summary.auroc),
-        *_converged(results, roles, summary.auroc),
-    ]
+    return _baselines(results)
 
 
 def _task_phrase(results: Results) -> str:
@@ -86,87 +83,40 @@ def _against_chance(estimate: Estimate) -> list[str]:
     return ["Guessing would give 50\u00a0%."]
 
 
-def _baselines(results: Results, roles: Roles, shared: Estimate) -> list[str]:
-    sentences: list[str] = []
-    if roles.local in results.mean and roles.local is not None:
-        local = results.mean[roles.local].auroc
-        sentences.append(
-            f"Each hospital alone, on its own images: {percent_estimate(local)}."
-            f"{_per_site_differences(results)}"
-        )
-    if roles.pooled in results.mean and roles.pooled is not None:
-        pooled = results.mean[roles.pooled].auroc
-        sentences.append(
-            f"All data pooled in one place: {percent_estimate(pooled)}"
-            f"{_pooled_verdict(shared, pooled)}."
-        )
-    return sentences
+def _baselines(results: Results) -> list[str]:
+    """One sentence per other model, with the paired difference: never a verdict from overlap."""
+    return [
+        f"{model.title}: {percent_estimate(results.mean[model.key].auroc)}."
+        f"{_verdict(results, model.key)}"
+        for model in results.models[1:]
+        if model.key in results.mean
+    ]
 
 
-def _pooled_verdict(shared: Estimate, pooled: Estimate) -> str:
-    order = _order(shared, pooled)
-    if order is None:
+def _verdict(results: Results, key: str) -> str:
+    mean = results.mean_global_minus.get(key)
+    if mean is None or mean.auroc.low is None or mean.auroc.high is None:
         return ""
-    return {
-        0: "; the two intervals overlap, so this run shows no clear cost of keeping the data apart",
-        1: "; it is clearly better, so keeping the data apart cost something here",
-        -1: "; the federated model is clearly better, which is unusual and worth a second look",
-    }[order]
+    parts = [f"{_word(mean.auroc)} on average ({points_estimate(mean.auroc)})"]
+    differences = {
+        site.name: site.global_minus[key].auroc
+        for site in results.sites
+        if key in site.global_minus and site.global_minus[key].auroc.low is not None
+    }
+    for word in ("clearly better", "clearly worse"):
+        names = [name for name, difference in differences.items() if _word(difference) == word]
+        if names:
+            parts.append(f"{word} at {join_names(names)}")
+    return f" On the same test images the federated model is {'; '.join(parts)}."
 
 
-def _order(first: Estimate, second: Estimate) -> int | None:
-    """1 if `second` lies above `first` with intervals apart, -1 below, 0 overlapping."""
-    if first.low is None or first.high is None or second.low is None or second.high is None:
-        return None
-    if second.low > first.high:
-        return 1
-    return -1 if second.high < first.low else 0
-
-
-def _per_site_differences(results: Results) -> str:
-    better: list[str] = []
-    worse: list[str] = []
-    open_: list[str] = []
-    for site in results.sites:
-        difference = site.global_minus_local.get("auroc")
-        if difference is None or difference.low is None or difference.high is None:
-            continue
-        if difference.low > 0:
-            better.append(site.name)
-        elif difference.high < 0:
-            worse.append(site.name)
-        else:
-            open_.append(site.name)
-    if not (better or worse or open_):
-        return ""
-    parts: list[str] = []
-    if better:
-        parts.append(f"clearly better at {join_names(better)}")
-    if worse:
-        parts.append(f"clearly worse at {join_names(worse)}")
-    if open_:
-        parts.append(f"not clearly different at {join_names(open_)}")
-    return (
-        f" Compared on the same test images, the federated model is {join_names(parts)} "
-        "(clear means that the 95\u00a0% interval of the difference leaves out 0)."
-    )
-
-
-def _converged(results: Results, roles: Roles, shared: Estimate) -> list[str]:
-    for key in roles.converged:
-        if key not in results.mean or shared.value is None:
-            continue
-        longer = results.mean[key].auroc
-        if longer.value is None or _order(shared, longer) != 1:
-            continue
-        if longer.value - shared.value < FAR_BETTER:
-            continue
-        return [
-            f"{title_of(results, key)}, on the same features: {percent_estimate(longer)}. So the "
-            f"{plural(results.rounds_done, 'round')} of training were too short to bring out what "
-            "the backbone can see."
-        ]
-    return []
+def _word(difference: Estimate) -> str:
+    """Clear means that the 95 % interval of the paired difference leaves out 0."""
+    if difference.low is not None and difference.low > 0:
+        return "clearly better"
+    if difference.high is not None and difference.high < 0:
+        return "clearly worse"
+    return "not clearly different"
 
 
 def warnings(results: Results) -> list[str]:

@@ -79,6 +79,15 @@ def main(grid: Grid, context: Context) -> None:
     try:
         run_rounds(grid, read_plan(folder), folder, resume=resume)
     except DerminoError as error:
-        content = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
-        write_atomically(folder / ERROR_FILE, json.dumps(content, indent=1) + "\n")
+        _leave(folder, error)
         raise
+    except Exception as error:
+        what = f"The coordinator's app failed: {type(error).__name__}: {error}"
+        fix = "The SuperLink's log has the traceback. Continue with --resume."
+        _leave(folder, DerminoError("RUN_FAILED", what, fix=fix))
+        raise
+
+
+def _leave(folder: Path, error: DerminoError) -> None:
+    content = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
+    write_atomically(folder / ERROR_FILE, json.dumps(content, indent=1) + "\n")

@@ -26,6 +26,11 @@ class RunState:
     local_heads: dict[str, Arrays] = field(default_factory=dict)
     records: list[RoundRecord] = field(default_factory=list)
 
+    @property
+    def away(self) -> set[str]:
+        """Sites that failed in the last exchange: not waited for, welcome when they are back."""
+        return {r.site for r in self.records[-1].rejected} if self.records else set()
+
 
 def write_checkpoint(folder: Path, plan_digest: str, state: RunState) -> Path:
     """Write `checkpoints/round-NNNN.safetensors`."""

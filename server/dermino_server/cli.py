@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from dermino_core import __version__
-from dermino_core.console import EXIT_CODES_HELP, run_command, say
+from dermino_core.console import EXIT_CODES_HELP, say
 from dermino_server.commands.data import data_app
 from dermino_server.commands.federate import federate
 from dermino_server.commands.health import health
@@ -16,10 +15,6 @@ from dermino_server.commands.predict import predict
 from dermino_server.commands.provision import provision
 from dermino_server.commands.report import report
 from dermino_server.commands.simulate import simulate
-
-# Flower reads these when it is imported: no telemetry, no update check, from any command.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 app = typer.Typer(
     name="dermino",
@@ -54,8 +49,3 @@ def _options(
     ] = False,
 ) -> None:
     """Options before the command."""
-
-
-def main() -> None:
-    """Entry point of `dermino`."""
-    run_command(app)

@@ -8,21 +8,21 @@ the ServerApp writes into the run folder given here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from dermino_core.errors import DerminoError
+from dermino_core.files import write_atomically
 from dermino_core.results import Results, RoundRecord, read_results
 from dermino_server.app import ERROR_FILE, RESUME_KEY, RUN_FOLDER_KEY, read_error
-from dermino_server.plan import RunPlan
+from dermino_server.flower_cli import FlowerCallError, call_flwr, require_connection
 
+RUN_ID_FILE = "flower-run-id"
 POLL_SECONDS = 0.3
 STATUS_SECONDS = 3.0
 _ENDED_GRACE_SECONDS = 3.0
@@ -36,20 +36,34 @@ def submit(folder: Path, connection: str, *, resume: bool) -> int:
     DerminoError
         `CONNECTION_FAILED` if the SuperLink cannot be reached or refuses the run.
     """
-    (folder / ERROR_FILE).unlink(missing_ok=True)
+    require_connection(connection)
+    for leftover in (ERROR_FILE, "results.json"):
+        (folder / leftover).unlink(missing_ok=True)
+    if resume:
+        _stop_previous(folder, connection)
     settings = f"{RUN_FOLDER_KEY}={json.dumps(str(folder))} {RESUME_KEY}={str(resume).lower()}"
     with tempfile.TemporaryDirectory(prefix="dermino-app-") as app:
         source = files("dermino_server").joinpath("flower_app/pyproject.toml")
         shutil.copyfile(str(source), Path(app) / "pyproject.toml")
-        answer = _flwr("run", app, connection, "--run-config", settings, connection=connection)
-    run_id = answer.get("run-id")
-    if not isinstance(run_id, int | str):
-        raise _unreachable(connection, f"it answered {answer}")
-    return int(run_id)
+        try:
+            run_id = int(call_flwr("run", app, connection, "--run-config", settings)["run-id"])
+        except FlowerCallError as refusal:
+            raise _unreachable(connection, refusal.reason) from refusal
+    write_atomically(folder / RUN_ID_FILE, f"{run_id}\n")
+    return run_id
+
+
+def _stop_previous(folder: Path, connection: str) -> None:
+    """Two ServerApps must not write one run folder: end the one this folder last belonged to."""
+    try:
+        previous = int((folder / RUN_ID_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    with suppress(FlowerCallError):
+        call_flwr("stop", str(previous), connection)
 
 
 def follow(
-    plan: RunPlan,
     folder: Path,
     connection: str,
     run_id: int,
@@ -84,21 +98,25 @@ def follow(
             )
         if now - asked_at > STATUS_SECONDS:
             asked_at = now
-            if ended_at is None and status(connection, run_id).startswith("finished"):
+            if ended_at is None and _status(connection, run_id).startswith("finished"):
                 ended_at = time.monotonic()
         time.sleep(POLL_SECONDS)
 
 
-def status(connection: str, run_id: int) -> str:
+def _status(connection: str, run_id: int) -> str:
     """Flower's status of a run, for example `running` or `finished:completed`."""
-    answer = _flwr("list", connection, "--run-id", str(run_id), connection=connection)
+    try:
+        answer = call_flwr("list", connection, "--run-id", str(run_id))
+    except FlowerCallError as refusal:
+        raise _unreachable(connection, refusal.reason) from refusal
     runs = answer.get("runs")
     return str(runs[0].get("status", "")) if isinstance(runs, list) and runs else ""
 
 
 def stop(connection: str, run_id: int) -> None:
-    """Ask Flower to stop a run."""
-    _flwr("stop", str(run_id), connection, connection=connection)
+    """Ask Flower to stop a run; that it is over already is fine."""
+    with suppress(FlowerCallError):
+        call_flwr("stop", str(run_id), connection)
 
 
 def _report_rounds(folder: Path, seen: int, on_round: Callable[[RoundRecord], None]) -> int:
@@ -109,34 +127,6 @@ def _report_rounds(folder: Path, seen: int, on_round: Callable[[RoundRecord], No
     for line in lines[seen:]:
         on_round(RoundRecord.model_validate_json(line))
     return max(seen, len(lines))
-
-
-def _flwr(*arguments: str, connection: str) -> Mapping[str, object]:
-    """Call Flower's command line and parse its JSON answer."""
-    executable = Path(sys.executable).with_name("flwr")
-    environment = {
-        **os.environ,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{executable.parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-    done = subprocess.run(  # noqa: S603 - our own command line
-        [str(executable), *arguments, "--format", "json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    start = done.stdout.find("{")
-    try:
-        answer = json.loads(done.stdout[start:]) if start >= 0 else {}
-    except json.JSONDecodeError:
-        answer = {}
-    if done.returncode != 0 or not isinstance(answer, dict) or answer.get("success") is False:
-        words = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
-        raise _unreachable(connection, str(words)[-600:])
-    return answer
 
 
 def _unreachable(connection: str, reason: str) -> DerminoError:

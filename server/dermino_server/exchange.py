@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from dermino_core.errors import CODES, DerminoError
 from dermino_core.results import Rejection
-from dermino_strategies.protocol import Refusal, SiteName, pack, refusal_in, unpack
+from dermino_strategies.protocol import NameRequest, SiteName, pack, refusal_in, unpack
 
 log = logging.getLogger("dermino.server")
 
@@ -51,14 +51,23 @@ class SiteFinder:
         """Site name -> node id of every connected node."""
         if self.ask_names:
             return self._ask()
-        return {node.name or f"node-{node.node_id}": node.node_id for node in self.grid.get_nodes()}
+        here: dict[str, int] = {}
+        for node in self.grid.get_nodes():
+            name = node.name or f"node-{node.node_id}"
+            if name in here:
+                raise DerminoError(
+                    "CONFIG_INVALID",
+                    f"Two connected nodes are registered as '{name}'.",
+                    fix="Unregister one of them: flwr supernode list, flwr supernode unregister.",
+                )
+            here[name] = node.node_id
+        return here
 
     def _ask(self) -> dict[str, int]:
         """Simulation engines do not name their nodes: each is asked once."""
         new = [node for node in self.grid.get_node_ids() if node not in self._asked]
         if new:
-            body = Refusal(code="INTERNAL", sentence="")  # any body: the question is the type
-            messages = [Message(pack(body), node, "query") for node in new]
+            messages = [Message(pack(NameRequest()), node, "query") for node in new]
             for reply in self.grid.send_and_receive(messages, timeout=60):
                 if not reply.has_error():
                     name = unpack(reply.content, SiteName).name
@@ -66,35 +75,35 @@ class SiteFinder:
         return {name: node for node, name in self._asked.items()}
 
     def wait_for(
-        self, expected: Iterable[str], *, quorum: int, seconds: float
+        self, expected: Iterable[str], *, quorum: int, seconds: float, away: Iterable[str] = ()
     ) -> tuple[dict[str, int], list[str]]:
-        """Wait until all expected sites are connected, at most `seconds`.
+        """Wait until the expected sites are connected, at most `seconds`.
 
-        Returns the nodes to use and the names of those missing. Without expected names, waits
-        for `quorum` sites and uses whoever is there.
+        A site that is `away`, because it failed before, is welcome but not waited for once the
+        quorum is there. Returns the nodes to use and the names of those missing.
 
         Raises
         ------
         DerminoError
             `QUORUM_LOST` naming the missing sites when fewer than `quorum` are connected.
         """
-        wanted = sorted(expected)
+        wanted, given_up = sorted(expected), set(away)
         end = time.monotonic() + seconds
         while True:
             here = self.connected()
+            nodes = {name: here[name] for name in wanted if name in here}
             missing = [name for name in wanted if name not in here]
-            complete = not missing if wanted else len(here) >= quorum
+            complete = len(nodes) >= quorum and given_up.issuperset(missing)
             if complete or time.monotonic() >= end:
                 break
             time.sleep(POLL_SECONDS)
-        nodes = {name: here[name] for name in (wanted or sorted(here)) if name in here}
         if len(nodes) < quorum:
             raise DerminoError(
                 "QUORUM_LOST",
-                f"{len(nodes)} of at least {quorum} sites connected within {seconds:g} s"
-                + (f"; missing: {', '.join(missing)}." if missing else "."),
+                f"{len(nodes)} of at least {quorum} sites connected within {seconds:g} s; "
+                f"missing: {', '.join(missing)}.",
                 fix="Ask the missing sites to start `dermino-client --site NAME` and look at "
-                "their log, then continue with --resume; or lower --min-sites.",
+                "their log, then continue with --resume; or start again with a lower --min-sites.",
             )
         return nodes, missing
 
@@ -106,9 +115,15 @@ def exchange(
     nodes: Mapping[str, int],
     *,
     deadline: float,
+    quorum: int,
     group: str,
+    away: Iterable[str] = (),
 ) -> Outcome:
-    """Send each site its content; collect replies for at most `deadline` seconds."""
+    """Send each site its content; collect replies for at most `deadline` seconds.
+
+    Ends early when the quorum is out of reach, and when only sites that are `away` (they failed
+    before) are still silent although the quorum has answered.
+    """
     outcome = Outcome()
     end = time.monotonic() + deadline
     waiting: dict[str, str] = {}
@@ -119,18 +134,23 @@ def exchange(
                 waiting[message_id] = site
         if site not in waiting.values():
             outcome.reject(site, "NOT_CONNECTED")
+    given_up = set(away)
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
             site = waiting.pop(reply.metadata.reply_to_message_id, None)
             if site is not None:
                 _file(outcome, site, reply)
-        if not waiting:
+        silent = set(waiting.values())
+        if not silent or len(outcome.replies) + len(silent) < quorum:
+            break
+        if len(outcome.replies) >= quorum and silent <= given_up:
             break
         if time.monotonic() >= end:
-            for site in waiting.values():
-                outcome.reject(site, "DEADLINE_MISSED", f"No reply within {deadline:g} s.")
             break
         time.sleep(POLL_SECONDS)
+    for site in waiting.values():
+        waited = min(deadline, deadline - (end - time.monotonic()))
+        outcome.reject(site, "DEADLINE_MISSED", f"No reply within {waited:.3g} s.")
     return outcome
 
 
@@ -158,6 +178,6 @@ def require_quorum(outcome: Outcome, quorum: int, what: str) -> None:
     raise DerminoError(
         "QUORUM_LOST",
         f"{what}: {len(outcome.replies)} usable replies, at least {quorum} are needed.\n{reasons}",
-        fix="Mend what the sites' own logs report, then continue with --resume; or lower "
-        "--min-sites.",
+        fix="Mend what the sites' own logs report, then continue with --resume; or start "
+        "again with a lower --min-sites.",
     )

@@ -12,9 +12,10 @@ from dermino_core import __version__
 from dermino_core.files import write_atomically
 from dermino_core.heads import LinearHead
 from dermino_core.metrics import mean_over_sites
-from dermino_core.model_folder import ModelInfo, SiteCount, save_model
+from dermino_core.model_folder import ModelInfo, SiteCount, save_model, write_card
 from dermino_core.results import (
     CrossSite,
+    Difference,
     ModelDescription,
     ModelSummary,
     Results,
@@ -38,8 +39,8 @@ MODELS = {
     "local_converged": ModelDescription(
         key="local_converged",
         title="Each hospital alone, converged",
-        description="logistic regression (L2) on its own training images, solved to its "
-        "optimum: what a linear head can reach here without the schedule's early stop",
+        description="logistic regression with a fixed penalty on its own training images, solved "
+        "to its optimum: the same features without the schedule's early stop",
     ),
     "pooled": ModelDescription(
         key="pooled",
@@ -50,16 +51,19 @@ MODELS = {
     "pooled_converged": ModelDescription(
         key="pooled_converged",
         title="All data pooled, converged",
-        description="logistic regression (L2) on all hospitals' training images in one place, "
-        "solved to its optimum; possible in simulation only",
+        description="logistic regression with a fixed penalty on all hospitals' training images "
+        "in one place, solved to its optimum; possible in simulation only",
     ),
 }
+
+
+SITE_MODELS = {"global", "local", "local_converged"}
+"""What every site evaluates by itself."""
 
 
 def build_results(plan: RunPlan, state: RunState, replies: Mapping[str, EvaluateReply]) -> Results:
     """Results of a finished run; the means are filled in by :func:`summarise`."""
     answered = sorted(replies)
-    expected = plan.sites or sorted({s for record in state.records for s in record.sites})
     results = Results(
         dermino_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,7 +82,7 @@ def build_results(plan: RunPlan, state: RunState, replies: Mapping[str, Evaluate
         mean={},
         cross_site=_cross_site(state, replies),
         rounds=state.records,
-        missing_sites=[site for site in expected if site not in replies],
+        missing_sites=[site for site in plan.sites if site not in replies],
         warnings=[],
     )
     summarise(results)
@@ -94,8 +98,9 @@ def _site_result(site: str, reply: EvaluateReply) -> SiteResult:
         n_train=reply.n_train,
         n_test=reply.n_test,
         train_class_counts=reply.train_class_counts,
+        precision=reply.precision,
         evaluations=reply.evaluations,
-        global_minus_local=reply.global_minus_local,
+        global_minus=reply.global_minus,
     )
 
 
@@ -122,6 +127,16 @@ def summarise(results: Results) -> None:
         for model in results.models
         if all(model.key in site.evaluations for site in results.sites)
     }
+    results.mean_global_minus = {
+        model.key: Difference(
+            auroc=mean_over_sites(
+                [s.global_minus[model.key].auroc for s in results.sites], lowest=-1
+            ),
+            f1=mean_over_sites([s.global_minus[model.key].f1 for s in results.sites], lowest=-1),
+        )
+        for model in results.models
+        if all(model.key in site.global_minus for site in results.sites)
+    }
     results.warnings = _warnings(results)
 
 
@@ -134,6 +149,13 @@ def _warnings(results: Results) -> list[str]:
         )
     if results.missing_sites:
         warnings.append(f"Not in these results: {', '.join(results.missing_sites)}.")
+    precisions = {site.precision for site in results.sites}
+    if len(precisions) > 1:
+        warnings.append(
+            "The hospitals computed their features in different arithmetic: "
+            + ", ".join(f"{site.name} {site.precision}" for site in results.sites)
+            + "."
+        )
     for site in results.sites:
         smallest = min(site.evaluations["global"].class_counts.values())
         if smallest < 30:
@@ -162,7 +184,22 @@ def describe_machine() -> str:
 
 def save_run(folder: Path, plan: RunPlan, results: Results, head: LinearHead) -> None:
     """Write the model folder and, last, `results.json`: its presence means the run is whole."""
-    info = ModelInfo(
+    save_model(folder / "model", head, _model_info(plan, results), results)
+    write_results(folder, results)
+
+
+def save_results(folder: Path, results: Results) -> None:
+    """Write results that learned more, and the model card that quotes them."""
+    write_card(folder / "model", results)
+    write_results(folder, results)
+
+
+def _model_info(plan: RunPlan, results: Results) -> ModelInfo:
+    trained: dict[str, int] = {}
+    for record in results.rounds:
+        trained |= record.examples
+    classes = {site.name: site.train_class_counts for site in results.sites}
+    return ModelInfo(
         title=plan.title,
         task=plan.task,
         classes=plan.classes,
@@ -174,12 +211,10 @@ def save_run(folder: Path, plan: RunPlan, results: Results, head: LinearHead) ->
         created=results.created,
         dermino_version=results.dermino_version,
         trained_on=[
-            SiteCount(site=s.name, images=s.n_train, classes=s.train_class_counts)
-            for s in results.sites
+            SiteCount(site=site, images=images, classes=classes.get(site, {}))
+            for site, images in sorted(trained.items())
         ],
     )
-    save_model(folder / "model", head, info, results)
-    write_results(folder, results)
 
 
 def write_results(folder: Path, results: Results) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
@@ -27,10 +27,10 @@ class RunPlan(BaseModel):
     classes: list[str] = Field(min_length=2)
     strategy: str = "fedavg"
     settings: dict[str, object] = {}
-    rounds: int = Field(default=2, ge=1, description="the paper's 2")
-    seed: int = Field(default=0, ge=0)
-    replicates: int = Field(default=1000, ge=2)
-    sites: list[str] = Field(description="expected sites; empty: whoever is connected")
+    rounds: int = Field(default=2, ge=1, le=10_000, description="the paper's 2")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    replicates: int = Field(default=1000, ge=2, le=10_000)
+    sites: list[str] = Field(min_length=1, description="expected sites")
     min_sites: int = Field(ge=1, description="quorum of every exchange")
     wait_seconds: float = Field(default=120, gt=0, description="for sites to connect")
     deadline_seconds: float = Field(default=600, gt=0, description="for the replies of a round")
@@ -41,9 +41,18 @@ class RunPlan(BaseModel):
     backbone: BackboneInfo
     backbone_spec: str
     sites_folder: str | None = Field(default=None, description="simulation: the site files")
+    data_digests: dict[str, str] = Field(
+        default={}, description="simulation: site -> SHA-256 of its features, labels and split"
+    )
     created: str
     dermino_version: str
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _quorum_is_possible(self) -> RunPlan:
+        if self.min_sites > len(self.sites):
+            raise ValueError(f"a quorum of {self.min_sites} is more than {len(self.sites)} sites")
+        return self
 
     def for_sites(self) -> Task:
         """The part that the sites are told."""
@@ -67,6 +76,23 @@ class RunPlan(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `run.json` into a run folder."""
         write_atomically(folder / PLAN_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def make_plan(**values: Any) -> RunPlan:
+    """A plan from options.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` naming the option that is wrong.
+    """
+    try:
+        return RunPlan(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the run"
+        message = first["msg"].removeprefix("Value error, ")
+        raise DerminoError("CONFIG_INVALID", f"{key}: {message}.") from None
 
 
 def read_plan(folder: Path) -> RunPlan:

@@ -15,11 +15,8 @@ Layout of the folder that :func:`provision` fills (folders 0700, private files 0
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +38,7 @@ from dermino_server.certificates import (
     private_folder,
     server_hosts,
 )
+from dermino_server.flower_cli import FlowerCallError, call_flwr
 
 SUPERLINK_ADDRESS = "127.0.0.1:8000"
 HEALTH_ADDRESS = "127.0.0.1:8001"
@@ -280,11 +278,6 @@ def register_sites(connection: str, folder: Path) -> list[Registration]:
     return [_register(connection, folder / "sites" / name / f"{name}.pub") for name in names]
 
 
-def flower_home() -> Path:
-    """Flower's own folder: `$FLWR_HOME`, else `~/.flwr` (as flwr 1.41 finds it)."""
-    return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
-
-
 def check_address(address: str) -> str:
     """Return `address` when it is HOST:PORT as flwr wants it, without a URL prefix.
 
@@ -381,33 +374,13 @@ def _replace_table(text: str, name: str, table: str) -> str:
 
 def _register(connection: str, public_key: Path) -> Registration:
     site = public_key.stem
-    command = [str(Path(sys.executable).parent / "flwr"), "supernode", "register"]
-    command += [str(public_key), connection, "--name", site, "--format", "json"]
-    environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     try:
-        done = subprocess.run(  # noqa: S603
-            command, env=environment, capture_output=True, text=True, timeout=REGISTER_SECONDS
-        )
-    except FileNotFoundError as error:
-        raise DerminoError(
-            "DEPENDENCY_MISSING",
-            "the `flwr` command is missing",
-            where=command[0],
-            fix="install dermino with its dependencies into one environment",
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise _not_registered(site, connection, f"no answer in {REGISTER_SECONDS} s") from error
-    # With --format json, flwr 1.41 exits with 0 whatever happened: the answer is in the JSON.
-    try:
-        answer = json.loads(done.stdout)
-        if answer["success"]:
-            return Registration(site, int(answer["node-id"]))
-        reason = " ".join(str(answer["error-message"]).split())
-    except (ValueError, KeyError, TypeError):
-        reason = " ".join((done.stdout + done.stderr).split())[-400:]
-    if "Public key already in use" in reason:
-        return Registration(site, None)
-    raise _not_registered(site, connection, reason)
+        answer = call_flwr("supernode", "register", str(public_key), connection, "--name", site)
+        return Registration(site, int(answer["node-id"]))
+    except FlowerCallError as refusal:
+        if "Public key already in use" in refusal.reason:
+            return Registration(site, None)
+        raise _not_registered(site, connection, refusal.reason) from refusal
 
 
 def _not_registered(site: str, connection: str, reason: str) -> DerminoError:

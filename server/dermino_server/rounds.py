@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
@@ -16,16 +18,16 @@ from dermino_core.files import write_atomically
 from dermino_core.results import Results, RoundRecord, Transfer
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
 from dermino_server.exchange import Outcome, SiteFinder, exchange, require_quorum
-from dermino_server.outcome import build_results, save_run
+from dermino_server.outcome import SITE_MODELS, build_results, save_run
 from dermino_server.plan import RunPlan
-from dermino_strategies.base import SiteUpdate, Strategy
+from dermino_strategies.base import Arrays, SiteUpdate, Strategy
 from dermino_strategies.protocol import (
     EvaluateReply,
     EvaluateRequest,
     TrainReply,
     TrainRequest,
-    arrays_of,
     pack,
+    read_arrays,
     size_in_bytes,
     unpack,
     unpack_update,
@@ -77,14 +79,25 @@ def _train_round(
         body = TrainRequest(task=plan.for_sites(), round=round_, send_local_head=ask_head)
         contents[site] = pack(body, {"arrays": state.arrays})
     outcome = exchange(
-        grid, "train", contents, nodes, deadline=plan.deadline_seconds, group=str(round_)
+        grid,
+        "train",
+        contents,
+        nodes,
+        deadline=plan.deadline_seconds,
+        quorum=plan.min_sites,
+        group=str(round_),
+        away=state.away,
     )
     sizes = {site: size_in_bytes(content) for site, content in outcome.replies.items()}
-    replies, updates = _checked_updates(plan, strategy, state, outcome)
-    _note_missing(outcome, missing)
+    checked = _usable(outcome, lambda content: _read_update(plan, strategy, state, content))
+    for site in missing:
+        outcome.reject(site, "NOT_CONNECTED")
     require_quorum(outcome, plan.min_sites, f"Round {round_} of {plan.rounds}")
     if state.records:
-        _complete(state.records[-1], {s: (r.auroc_before, r.f1_before) for s, r in replies.items()})
+        scores = {s: (c.reply.auroc_before, c.reply.f1_before) for s, c in checked.items()}
+        _complete(state.records[-1], scores)
+    state.local_heads |= {s: c.local for s, c in checked.items() if c.local is not None}
+    updates = {site: c.update for site, c in checked.items()}
     state.arrays = strategy.aggregate(state.arrays, updates)
     state.round = round_
     state.records.append(
@@ -94,11 +107,12 @@ def _train_round(
             seconds=time.monotonic() - start,
             sites=sorted(updates),
             rejected=outcome.rejected,
-            transfers=_transfers(contents, sizes, replies),
+            transfers=_transfers(contents, sizes, {s: c.reply for s, c in checked.items()}),
+            examples={site: updates[site].examples for site in sorted(updates)},
             train_loss={
-                site: update.metrics["train-loss"]
-                for site, update in sorted(updates.items())
-                if "train-loss" in update.metrics
+                site: updates[site].metrics["train-loss"]
+                for site in sorted(updates)
+                if "train-loss" in updates[site].metrics
             },
         )
     )
@@ -106,44 +120,53 @@ def _train_round(
 
 
 def _sites(finder: SiteFinder, plan: RunPlan, state: RunState) -> tuple[dict[str, int], list[str]]:
-    """Who takes part now. Whoever was missing before is welcome, but not waited for again."""
-    gone = {r.site for r in state.records[-1].rejected} if state.records else set()
-    waited_for = [site for site in plan.sites if site not in gone]
-    nodes, missing = finder.wait_for(
-        waited_for,
-        quorum=min(plan.min_sites, len(waited_for) or plan.min_sites),
-        seconds=plan.wait_seconds,
+    return finder.wait_for(
+        plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=state.away
     )
-    here = finder.connected()
-    nodes |= {site: here[site] for site in gone if site in here}
-    return nodes, missing + sorted(site for site in gone if site not in here)
 
 
-def _note_missing(outcome: Outcome, missing: list[str]) -> None:
-    for site in missing:
-        outcome.reject(site, "NOT_CONNECTED")
+T = TypeVar("T")
 
 
-def _checked_updates(
-    plan: RunPlan, strategy: Strategy, state: RunState, outcome: Outcome
-) -> tuple[dict[str, TrainReply], dict[str, SiteUpdate]]:
-    """Keep the replies that may enter the model; reject the others by name."""
-    replies: dict[str, TrainReply] = {}
-    updates: dict[str, SiteUpdate] = {}
+def _usable(outcome: Outcome, read: Callable[[RecordDict], T]) -> dict[str, T]:
+    """What the replies say. None is trusted: what cannot be read is rejected by name."""
+    usable: dict[str, T] = {}
     for site, content in list(outcome.replies.items()):
         try:
-            reply, update = unpack(content, TrainReply), unpack_update(content)
-            _same_classes(reply.classes, plan.classes)
-            strategy.check_update(state.arrays, update)
-            if local := arrays_of(content, "local"):
-                strategy.check_update(state.arrays, SiteUpdate(local, examples=1))
-                state.local_heads[site] = local
+            usable[site] = read(content)
+            continue
         except (DerminoError, ValueError) as error:
             what = error.what if isinstance(error, DerminoError) else str(error)
-            outcome.reject(site, "REPLY_INVALID", f"Its reply is not usable: {what}.")
-            continue
-        replies[site], updates[site] = reply, update
-    return replies, updates
+        except Exception as error:
+            log.exception("reading the reply of %s", site)
+            what = f"reading it failed ({type(error).__name__})"
+        outcome.reject(site, "REPLY_INVALID", f"Its reply is not usable: {what.rstrip('.')}.")
+    return usable
+
+
+@dataclass(frozen=True)
+class _TrainResult:
+    """A training reply that passed every check."""
+
+    reply: TrainReply
+    update: SiteUpdate
+    local: Arrays | None
+
+
+def _read_update(
+    plan: RunPlan, strategy: Strategy, state: RunState, content: RecordDict
+) -> _TrainResult:
+    reply = unpack(content, TrainReply)
+    _same_classes(reply.classes, plan.classes)
+    update = unpack_update(content, state.arrays)
+    strategy.check_update(state.arrays, update)
+    if update.examples > reply.images_used:
+        raise ValueError(f"trained on {update.examples} of {reply.images_used} images")
+    local = None
+    if "local" in content.array_records:
+        local = read_arrays(content, "local", state.arrays)
+        strategy.check_update(state.arrays, SiteUpdate(local, examples=1))
+    return _TrainResult(reply, update, local)
 
 
 def _same_classes(of_site: list[str], of_plan: list[str]) -> None:
@@ -186,35 +209,54 @@ def _final_evaluation(
     )
     contents = dict.fromkeys(nodes, content)
     outcome = exchange(
-        grid, "evaluate", contents, nodes, deadline=plan.deadline_seconds, group="evaluate"
+        grid,
+        "evaluate",
+        contents,
+        nodes,
+        deadline=plan.deadline_seconds,
+        quorum=plan.min_sites,
+        group="evaluate",
+        away=state.away,
     )
     sizes = {site: size_in_bytes(reply) for site, reply in outcome.replies.items()}
-    replies: dict[str, EvaluateReply] = {}
-    for site, reply in list(outcome.replies.items()):
-        try:
-            body = unpack(reply, EvaluateReply)
-            _same_classes(body.classes, plan.classes)
-            replies[site] = body
-        except (DerminoError, ValueError) as error:
-            what = error.what if isinstance(error, DerminoError) else str(error)
-            outcome.reject(site, "REPLY_INVALID", f"Its evaluation is not usable: {what}.")
-    _note_missing(outcome, missing)
+    replies = _usable(outcome, lambda content: _read_evaluation(plan, heads, content))
+    for site in missing:
+        outcome.reject(site, "NOT_CONNECTED")
     require_quorum(outcome, plan.min_sites, "The final evaluation")
     final = {
         site: (r.evaluations["global"].auroc.value, r.evaluations["global"].f1.value)
         for site, r in replies.items()
     }
     _complete(state.records[-1], final)
-    record = RoundRecord(
-        round=plan.rounds + 1,
-        kind="evaluate",
-        seconds=time.monotonic() - start,
-        sites=sorted(replies),
-        rejected=outcome.rejected,
-        transfers=_transfers(contents, sizes, replies),
+    state.records.append(
+        RoundRecord(
+            round=plan.rounds + 1,
+            kind="evaluate",
+            seconds=time.monotonic() - start,
+            sites=sorted(replies),
+            rejected=outcome.rejected,
+            transfers=_transfers(contents, sizes, replies),
+        )
     )
-    state.records.append(record)
     return replies
+
+
+def _read_evaluation(plan: RunPlan, heads: Sequence[str], content: RecordDict) -> EvaluateReply:
+    """The numbers themselves cannot be checked from here; that they fit each other can."""
+    reply = unpack(content, EvaluateReply)
+    _same_classes(reply.classes, plan.classes)
+    if set(reply.evaluations) != SITE_MODELS or set(reply.global_minus) != SITE_MODELS - {"global"}:
+        raise ValueError(f"it evaluates {sorted(reply.evaluations)}, not {sorted(SITE_MODELS)}")
+    if not set(reply.cross) <= set(heads):
+        raise ValueError("it evaluates heads that it was not sent")
+    counts = [e.class_counts for e in reply.evaluations.values()] + [reply.train_class_counts]
+    sizes = [e.n for e in reply.evaluations.values()] + [reply.n_train]
+    for names, size in zip(counts, sizes, strict=True):
+        if list(names) != plan.classes or min(names.values()) < 0 or sum(names.values()) != size:
+            raise ValueError("its class counts do not add up")
+    if set(sizes[:-1]) != {reply.n_test} or reply.n_train + reply.n_test > reply.images_used:
+        raise ValueError("its numbers of images do not add up")
+    return reply
 
 
 def _write_metrics(folder: Path, state: RunState) -> None:

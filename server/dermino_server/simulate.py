@@ -20,17 +20,23 @@ from flwr.app import Context, RecordDict
 from dermino_client.app import make_client_app
 from dermino_client.prepare import PreparedSite, prepare_site
 from dermino_client.site import Site, read_sites
-from dermino_client.work import CONVERGED_PENALTY, evaluate_head, train_alone_on
+from dermino_client.work import (
+    CONVERGED_PENALTY,
+    compare_heads,
+    evaluate_head,
+    train_alone_on,
+)
 from dermino_core import __version__
 from dermino_core.errors import DerminoError
 from dermino_core.heads import fit_converged
+from dermino_core.model_folder import load_model
 from dermino_core.paths import default_cache
 from dermino_core.results import BackboneInfo, Results
 from dermino_server.app import RunEnd, make_server_app
 from dermino_server.demo_sites import write_demo_sites
 from dermino_server.inprocess import InProcessGrid
-from dermino_server.outcome import MODELS, summarise, write_results
-from dermino_server.plan import RunPlan, new_run_folder, read_plan, versions
+from dermino_server.outcome import MODELS, save_results, summarise
+from dermino_server.plan import RunPlan, make_plan, new_run_folder, read_plan, versions
 from dermino_strategies.base import SiteData
 from dermino_strategies.registry import get_strategy
 
@@ -72,7 +78,7 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
     clock.lap("prepare")
     first = prepared[sites[0].name]
     spec = request.backbone or sites[0].backbone_spec
-    plan = RunPlan(
+    plan = make_plan(
         title=f"{first.task}: {', '.join(sorted(prepared))}",
         task=first.task,
         classes=first.classes,
@@ -86,6 +92,7 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         backbone=BackboneInfo.of(first.card, first.precision),
         backbone_spec=spec,
         sites_folder=str(sites_folder),
+        data_digests={name: site.digest() for name, site in prepared.items()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dermino_version=__version__,
         versions=versions(),
@@ -120,14 +127,15 @@ def resume(folder: Path, *, cache: Path | None = None) -> tuple[Path, Results]:
         cache=cache,
     )
     clock.lap("prepare")
-    first = next(iter(prepared.values()))
-    same_backbone = first.backbone_fingerprint == plan.backbone.fingerprint
-    if sorted(prepared) != plan.sites or not same_backbone:
+    now = {name: site.digest() for name, site in prepared.items()}
+    if now != plan.data_digests:
+        before = plan.data_digests
+        names = sorted(name for name in {*now, *before} if now.get(name) != before.get(name))
         raise DerminoError(
             "CHECKPOINT_INVALID",
-            "The sites or the backbone are not those that the run began with.",
+            f"The data of {', '.join(names)} is not what the run began with.",
             where=plan.sites_folder,
-            fix="Restore the site files and the backbone, or start a new run.",
+            fix="Restore the site files, images, labels and backbone, or start a new run.",
         )
     return folder, _run(plan, prepared, folder, clock, resume=True)
 
@@ -186,10 +194,10 @@ def _run(
     run_engine(plan, prepared, folder, resume=resume, end=end)
     results = end.results_or_raise()
     clock.lap("federate")
-    _add_pooled(plan, prepared, results)
+    _add_pooled(plan, prepared, folder, results)
     clock.lap("baselines")
     results.seconds = clock.seconds
-    write_results(folder, results)
+    save_results(folder, results)
     return results
 
 
@@ -227,13 +235,16 @@ def _run_ray(
     )
 
 
-def _add_pooled(plan: RunPlan, prepared: Mapping[str, PreparedSite], results: Results) -> None:
+def _add_pooled(
+    plan: RunPlan, prepared: Mapping[str, PreparedSite], folder: Path, results: Results
+) -> None:
     """Add the models that saw all training images in one place."""
     strategy, task = get_strategy(plan.strategy, plan.settings), plan.for_sites()
     halves = [prepared[name].half("train") for name in sorted(prepared)]
     features = np.concatenate([features for features, _, _ in halves])
     labels = np.concatenate([labels for _, labels, _ in halves])
     data = SiteData("pooled", features, labels, len(plan.classes))
+    federated = load_model(folder / "model")[0]
     heads = {
         "pooled": strategy.head(train_alone_on(data, strategy, task)),
         "pooled_converged": fit_converged(
@@ -243,7 +254,9 @@ def _add_pooled(plan: RunPlan, prepared: Mapping[str, PreparedSite], results: Re
     for key, head in heads.items():
         results.models.append(MODELS[key])
         for site in results.sites:
-            site.evaluations[key] = evaluate_head(prepared[site.name], head, task)
+            here = prepared[site.name]
+            site.evaluations[key] = evaluate_head(here, head, task)
+            site.global_minus[key] = compare_heads(here, federated, head, task)
     summarise(results)
 
 

@@ -13,14 +13,16 @@ table, never the text of an exception.
 
 from __future__ import annotations
 
+import io
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dermino_core.errors import CODES, DerminoError
-from dermino_core.results import Estimate, Evaluation
+from dermino_core.results import Difference, Evaluation
 from dermino_strategies.base import Arrays, SiteUpdate
 
 PROTOCOL_VERSION = 1
@@ -29,7 +31,7 @@ T = TypeVar("T", bound="_Body")
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Task(_Body):
@@ -37,21 +39,21 @@ class Task(_Body):
 
     protocol: int = PROTOCOL_VERSION
     name: str
-    classes: list[str]
+    classes: list[str] = Field(min_length=2, max_length=1000)
     backbone_fingerprint: str
-    width: int
+    width: int = Field(ge=1, le=65536)
     strategy: str
     settings: dict[str, object]
-    rounds: int
-    seed: int
-    replicates: int
+    rounds: int = Field(ge=1, le=10_000)
+    seed: int = Field(ge=0, lt=2**63)
+    replicates: int = Field(ge=2, le=10_000)
 
 
 class TrainRequest(_Body):
     """Coordinator to site: one round of training."""
 
     task: Task
-    round: int
+    round: int = Field(ge=1)
     send_local_head: bool
 
 
@@ -59,41 +61,47 @@ class TrainReply(_Body):
     """Site to coordinator, beside the arrays of its update."""
 
     classes: list[str]
-    images_total: int
-    images_used: int
-    seconds: float
-    auroc_before: float | None
-    f1_before: float | None
+    precision: str
+    images_total: int = Field(ge=0)
+    images_used: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    auroc_before: float | None = Field(ge=0, le=1)
+    f1_before: float | None = Field(ge=0, le=1)
 
 
 class EvaluateRequest(_Body):
     """Coordinator to site: final evaluation. Heads travel as arrays `head.<site>`."""
 
     task: Task
-    heads: list[str]
+    heads: list[str] = Field(max_length=1000)
 
 
 class CrossEvaluation(_Body):
     """The head of another site on this site's test images."""
 
-    auroc: float | None
-    f1: float | None
+    auroc: float | None = Field(ge=0, le=1)
+    f1: float | None = Field(ge=0, le=1)
 
 
 class EvaluateReply(_Body):
     """Site to coordinator: numbers about its test images, no scores of single images."""
 
     classes: list[str]
-    images_total: int
-    images_used: int
-    seconds: float
-    unreadable: int
-    n_train: int
-    n_test: int
+    precision: str
+    images_total: int = Field(ge=0)
+    images_used: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    unreadable: int = Field(ge=0)
+    n_train: int = Field(ge=0)
+    n_test: int = Field(ge=0)
     train_class_counts: dict[str, int]
     evaluations: dict[str, Evaluation]
-    global_minus_local: dict[str, Estimate]
+    global_minus: dict[str, Difference]
     cross: dict[str, CrossEvaluation]
+
+
+class NameRequest(_Body):
+    """Coordinator to node, in simulation: which site are you?"""
 
 
 class SiteName(_Body):
@@ -147,10 +155,40 @@ def record_of(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
 
 
-def arrays_of(content: RecordDict, group: str) -> Arrays:
-    """A named group of arrays, or an empty one."""
+def read_arrays(content: RecordDict, group: str, like: Arrays) -> Arrays:
+    """A named group of arrays from the other side, which is not trusted.
+
+    Names, shapes and types are held to `like` before a byte is decoded: a header that claims more
+    than was sent, an archive or a pickle never reaches a decoder.
+
+    Raises
+    ------
+    ValueError
+        In words that name no path.
+    """
     record = content.array_records.get(group)
-    return {} if record is None else {name: array.numpy() for name, array in record.items()}
+    if record is None or set(record) != set(like):
+        raise ValueError(f"sent the arrays {sorted(record or ())}, not {sorted(like)}")
+    return {name: _read_array(name, record[name], expected) for name, expected in like.items()}
+
+
+def _read_array(name: str, array: Array, expected: npt.NDArray) -> npt.NDArray:
+    stream = io.BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"format version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # noqa: BLE001 - numpy parses the header with ast: any error is possible
+        raise ValueError(f"array '{name}' is not a numpy array: {type(error).__name__}") from None
+    if shape != expected.shape or dtype != expected.dtype:
+        raise ValueError(
+            f"array '{name}' has shape {shape} and type {dtype}, "
+            f"not {expected.shape} and {expected.dtype}"
+        )
+    if len(array.data) - stream.tell() != expected.nbytes:
+        raise ValueError(f"array '{name}' is shorter or longer than its shape says")
+    return np.load(io.BytesIO(array.data), allow_pickle=False)
 
 
 def pack_update(body: TrainReply, update: SiteUpdate, local: Arrays | None) -> RecordDict:
@@ -163,20 +201,22 @@ def pack_update(body: TrainReply, update: SiteUpdate, local: Arrays | None) -> R
     return content
 
 
-def unpack_update(content: RecordDict) -> SiteUpdate:
-    """The update in a site's reply; unchecked beyond its outer form.
+def unpack_update(content: RecordDict, like: Arrays) -> SiteUpdate:
+    """The update in a site's reply, with the names, shapes and types of `like`.
 
     Raises
     ------
     DerminoError
         `REQUEST_INVALID` if there is no number of examples.
+    ValueError
+        If the arrays are not like that.
     """
     metrics = dict(content.metric_records.get("metrics") or {})
     examples = metrics.pop("num-examples", None)
     if not isinstance(examples, int):
         raise DerminoError("REQUEST_INVALID", "A reply lacks the number of its examples.")
     scalars = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float | np.number)}
-    return SiteUpdate(arrays_of(content, "arrays"), examples, scalars)
+    return SiteUpdate(read_arrays(content, "arrays", like), examples, scalars)
 
 
 def refuse(message: Message, code: str) -> Message:

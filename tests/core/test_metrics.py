@@ -122,10 +122,10 @@ def test_same_seed_gives_the_same_interval() -> None:
 def test_paired_difference_of_equal_models_is_exactly_zero() -> None:
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(0, 2, 60), probabilities(rng, 60, 2, ties=False)
-    difference = paired_difference(labels, scores, scores)["auroc"]
+    difference = paired_difference(labels, scores, scores).auroc
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
     better = np.c_[1.0 - labels, labels + 0.0]
-    assert paired_difference(labels, better, scores)["auroc"].low > 0  # type: ignore[operator]
+    assert paired_difference(labels, better, scores).auroc.low > 0  # type: ignore[operator]
 
 
 def test_roc_curve_goes_through_scikit_learns_points() -> None:
@@ -148,6 +148,25 @@ def test_calibration_of_a_perfect_forecast_is_zero() -> None:
     assert sum(result.count) == 20
     wrong = calibration(labels, np.c_[labels + 0.0, 1.0 - labels])
     assert wrong.expected_calibration_error == 1
+
+
+def test_small_calibration_bins_show_no_score() -> None:
+    """A bin of one image would be the score of a single patient."""
+    labels = np.array([0] * 9 + [1])
+    positive = np.r_[np.full(9, 0.12), 0.973]
+    result = calibration(labels, np.c_[1 - positive, positive])
+    assert result.count[9] == 1
+    assert result.predicted[9] is None
+    assert result.observed[9] is None
+    assert result.predicted[1] == 0.12
+
+
+def test_mean_over_sites_stays_a_share() -> None:
+    sure = Estimate(value=0.998, low=0.99, high=1.0, standard_error=0.004)
+    mean = mean_over_sites([sure, sure])
+    assert mean.high == 1.0
+    low = Estimate(value=-0.9, low=-1.0, high=-0.8, standard_error=0.2)
+    assert mean_over_sites([low], lowest=-1).low == -1
 
 
 def test_mean_over_sites_adds_variances_and_keeps_undefined() -> None:

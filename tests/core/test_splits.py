@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dermino_core.errors import DerminoError
 from dermino_core.manifest import Record, read_manifest
-from dermino_core.splits import split_records
+from dermino_core.splits import independent_units, split_records
 
 SHARES = st.sampled_from([0.2, 0.5, 0.7])
 SEEDS = st.integers(0, 1000)
@@ -148,3 +148,34 @@ def test_lesions_of_ham10000_stay_together(shared_data: Path) -> None:
     malignant = [s for r, s in zip(records, splits, strict=True) if r.label == "malignant"]
     assert abs(malignant.count("train") - len(malignant) / 2) <= 2
     assert abs(splits.count("train") - len(splits) / 2) <= 2
+
+
+def test_units_join_groups_that_share_an_image() -> None:
+    records = [
+        _plain("a.jpg", "p1"),
+        _plain("b.jpg", "p1"),
+        _plain("c.jpg", "p2"),
+        _plain("d.jpg", None),
+        _plain("e.jpg", None),
+        _plain("f.jpg", None),
+    ]
+    units = independent_units(records, ["1", "2", "2", "3", "3", None])
+    assert units[0] == units[1] == units[2]
+    assert units[3] == units[4]
+    assert len(set(units)) == 3
+    backwards = independent_units(records[::-1], [None, "3", "3", "2", "2", "1"])[::-1]
+    assert backwards == units
+
+
+def _plain(image: str, group: str | None) -> Record:
+    return Record(
+        image=image,
+        label="x",
+        split=None,
+        group=group,
+        skin_type=None,
+        sex=None,
+        age=None,
+        mask=None,
+        caption=None,
+    )

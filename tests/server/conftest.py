@@ -39,6 +39,7 @@ def cloud_site(name: str, n: int, seed: int) -> PreparedSite:
         split=np.array(["train", "test"])[np.arange(n) % 2],
         groups=[str(i) for i in range(n)],
         images_total=n + 1,
+        left_out={},
         unreadable=1,
         card=CARD,
         precision="fp32",

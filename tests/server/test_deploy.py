@@ -119,7 +119,7 @@ def instructions(file: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
 def test_container_file(file: Path) -> None:
     steps = instructions(file)
-    known = {"FROM", "WORKDIR", "RUN", "COPY", "ENV", "USER", "VOLUME", "CMD", "ENTRYPOINT"}
+    known = {"ARG", "FROM", "WORKDIR", "RUN", "COPY", "ENV", "USER", "VOLUME", "CMD", "ENTRYPOINT"}
     assert {word for word, _ in steps} <= known | {"HEALTHCHECK"}
     for word, rest in steps:
         if word == "FROM":
@@ -251,7 +251,6 @@ def test_the_flower_app_builds(tmp_path: Path) -> None:
         "clientapp": "dermino_client.app:app",
     }
     assert config["tool"]["flwr"]["app"]["config"] == {
-        "plan": "",
         "run-folder": "",
         "resume": False,
     }

@@ -24,7 +24,6 @@ from dermino_strategies.base import SiteData
 from dermino_strategies.fedavg import FedAvg
 from dermino_strategies.protocol import (
     TrainRequest,
-    arrays_of,
     pack_update,
     unpack,
     unpack_update,
@@ -48,7 +47,7 @@ def tampered(site: PreparedSite, change: Callable[[Message], Message]) -> Client
 
     @app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        return honest(message, context)
+        return change(honest(message, context))
 
     return app
 
@@ -57,7 +56,9 @@ def with_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Messag
     def tamper(reply: Message) -> Message:
         from dermino_strategies.protocol import TrainReply
 
-        update = unpack_update(reply.content)
+        if "arrays" not in reply.content.array_records:
+            return reply
+        update = unpack_update(reply.content, FedAvg().initial_arrays(2, 8, 0))
         update.arrays["weight"] = change(update.arrays["weight"])
         reply.content = pack_update(unpack(reply.content, TrainReply), update, None)
         return reply
@@ -130,6 +131,127 @@ def test_poison_is_rejected_by_name_and_the_quorum_goes_on(
         assert [(r.site, r.code) for r in record.rejected] == [("beta", "REPLY_INVALID")]
         assert words in record.rejected[0].sentence
     assert np.isfinite(weights_of(tmp_path)).all()
+
+
+def with_bytes(data: bytes) -> Callable[[Message], Message]:
+    def tamper(reply: Message) -> Message:
+        from flwr.app import Array
+
+        record = reply.content.array_records["arrays"]
+        record["weight"] = Array("float32", (2, 8), "numpy.ndarray", data)
+        return reply
+
+    return tamper
+
+
+def npy(header: str) -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04 not an archive",
+        b"\x93NUMPY\x09\x00",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,), }"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 8), }"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (2, 8), }") + bytes(128),
+        npy("((((((((((("),
+    ],
+)
+def test_bytes_that_are_no_array_are_rejected_by_name(
+    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path, data: bytes
+) -> None:
+    clients = apps(sites) | {"beta": tampered(sites["beta"], with_bytes(data))}
+    results = run_rounds(InProcessGrid(clients), make_plan(min_sites=2), tmp_path)
+    assert [(r.site, r.code) for r in results.rounds[0].rejected] == [("beta", "REPLY_INVALID")]
+
+
+def with_json(change: Callable[[dict], None], kind: str) -> Callable[[Message], Message]:
+    def tamper(reply: Message) -> Message:
+        body = reply.content.config_records["body"]
+        if body["kind"] == kind:
+            content = json.loads(str(body["json"]))
+            change(content)
+            body["json"] = json.dumps(content)
+        return reply
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body.update(evaluations={}),
+        lambda body: body["evaluations"]["global"].update(class_counts={}),
+        lambda body: body["evaluations"]["global"]["auroc"].update(value=9.0),
+        lambda body: body["evaluations"]["global"]["auroc"].update(low=float("nan")),
+        lambda body: body.update(n_train=-5),
+        lambda body: body.update(n_test=1000),
+        lambda body: body.update(cross={"nobody": {"auroc": 0.5, "f1": 0.5}}),
+        lambda body: body.update(classes=["malignant", "benign"]),
+        lambda body: body.update(surprise=1),
+    ],
+)
+def test_evaluations_that_do_not_add_up_are_rejected_by_name(
+    sites: dict[str, PreparedSite],
+    make_plan: Plan,
+    tmp_path: Path,
+    change: Callable[[dict], None],
+) -> None:
+    clients = apps(sites) | {"beta": tampered(sites["beta"], with_json(change, "EvaluateReply"))}
+    results = run_rounds(InProcessGrid(clients), make_plan(min_sites=2), tmp_path)
+    assert [(r.site, r.code) for r in results.rounds[2].rejected] == [("beta", "REPLY_INVALID")]
+    assert results.missing_sites == ["beta"]
+    assert [s.name for s in results.sites] == ["alpha", "gamma"]
+    trained = {s.site for s in load_model(tmp_path / "model")[1].trained_on}
+    assert trained == {"alpha", "beta", "gamma"}
+
+
+def test_claiming_more_images_than_it_has_is_rejected(
+    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+) -> None:
+    def claim(reply: Message) -> Message:
+        if reply.content.metric_records:
+            reply.content["metrics"]["num-examples"] = 2**62
+        return reply
+
+    clients = apps(sites) | {"beta": tampered(sites["beta"], claim)}
+    results = run_rounds(InProcessGrid(clients), make_plan(min_sites=2), tmp_path)
+    assert "images" in results.rounds[0].rejected[0].sentence
+
+
+def test_a_site_that_is_back_counts_for_the_quorum(
+    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+) -> None:
+    """beta fails in round 1; in round 2 alpha is gone and beta is back: two of two are there."""
+
+    class Changing(SilentGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            if any(m.metadata.group_id == "1" for m in replies):
+                self.silent, self.absent = None, "alpha"
+            return replies
+
+    grid = Changing(apps(sites), silent="beta")
+    results = run_rounds(grid, make_plan(min_sites=2, deadline_seconds=1.0), tmp_path)
+    assert [r.sites for r in results.rounds] == [
+        ["alpha", "gamma"],
+        ["beta", "gamma"],
+        ["beta", "gamma"],
+    ]
+
+
+def test_a_hanging_site_costs_one_deadline_not_one_per_round(
+    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+) -> None:
+    grid = SilentGrid(apps(sites), silent="beta")
+    plan = make_plan(min_sites=2, rounds=6, deadline_seconds=1.5)
+    results = run_rounds(grid, plan, tmp_path)
+    waited = [record.seconds > 1.4 for record in results.rounds]
+    assert waited == [True] + [False] * 6
 
 
 def test_poison_without_quorum_ends_with_the_name_and_no_model(
@@ -308,10 +430,11 @@ def test_messages_carry_no_features_labels_or_paths(
 
     clients = {name: tampered(site, keep) for name, site in sites.items()}
     run_rounds(InProcessGrid(clients), make_plan(), tmp_path)
-    assert len(leaving) == 6
+    assert len(leaving) == 9
     for reply in leaving:
         groups = set(reply.content.array_records)
         assert groups <= {"arrays", "local"}
         for group in groups:
-            shapes = {n: a.shape for n, a in arrays_of(reply.content, group).items()}
+            arrays = reply.content.array_records[group]
+            shapes = {name: array.numpy().shape for name, array in arrays.items()}
             assert shapes == {"weight": (2, 8), "bias": (2,)}

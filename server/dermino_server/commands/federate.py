@@ -25,11 +25,11 @@ def federate(
     ] = None,
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", metavar="NAME", help="An expected site; repeatable."),
+        typer.Option("--site", metavar="NAME", help="A site that takes part; repeatable."),
     ] = None,
     min_sites: Annotated[
         int | None,
-        typer.Option(min=1, help="Quorum [default: every --site, or 2 without any]"),
+        typer.Option(min=1, help="Quorum of every round.", show_default="every --site"),
     ] = None,
     task: Annotated[str, typer.Option(help="What is learned.")] = "malignancy",
     classes: Annotated[
@@ -46,13 +46,15 @@ def federate(
     precision: Annotated[
         Precision, typer.Option(help="Arithmetic that the sites use; for the record.")
     ] = Precision.AUTO,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for sites to connect.")] = 120.0,
-    deadline: Annotated[float, typer.Option(help="Seconds a round may take.")] = 600.0,
+    wait: Annotated[
+        float, typer.Option(min=1, help="Seconds to wait for sites to connect.")
+    ] = 120.0,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds a round may take.")] = 600.0,
     cross_site: Annotated[
         bool, typer.Option(help="Also collect each site's own head, for the cross-site matrix.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder to make [default: runs/federate-DATE]")
+        Path | None, typer.Option(help="Run folder to make.", show_default="runs/federate-DATE")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run in this folder; options are its own.")
@@ -69,8 +71,9 @@ def federate(
         dermino federate --superlink consortium --resume RUN
     """
     from dermino_core.labels import TASKS
-    from dermino_server.deployment import follow, submit
-    from dermino_server.plan import RunPlan, new_run_folder, read_plan, versions
+    from dermino_server.deployment import follow, stop, submit
+    from dermino_server.flower_cli import require_connection
+    from dermino_server.plan import make_plan, new_run_folder, read_plan, versions
     from dermino_strategies.registry import get_strategy
 
     if resume is not None:
@@ -92,8 +95,16 @@ def federate(
         chosen = parse_settings(settings or [])
         get_strategy(strategy, chosen)
         sites = sorted(set(site or []))
-        plan = RunPlan(
-            title=f"{task}: {', '.join(sites) or 'all connected sites'}",
+        if not sites:
+            raise DerminoError(
+                "CONFIG_INVALID",
+                "Which sites take part?",
+                fix="Name each with --site, as it was registered; --min-sites says how many must "
+                "answer.",
+            )
+        require_connection(superlink)
+        plan = make_plan(
+            title=f"{task}: {', '.join(sites)}",
             task=task,
             classes=list(classes or TASKS[task]),
             strategy=strategy,
@@ -101,7 +112,7 @@ def federate(
             rounds=rounds,
             seed=seed,
             sites=sites,
-            min_sites=min_sites or len(sites) or 2,
+            min_sites=min_sites or len(sites),
             wait_seconds=wait,
             deadline_seconds=deadline,
             cross_site=cross_site,
@@ -116,8 +127,13 @@ def federate(
         folder = new_run_folder(out or Path("runs") / name)
         plan.write(folder)
     run_id = submit(folder, superlink, resume=resume is not None)
-    say(f"submitted as Flower run {run_id}; waiting for {', '.join(plan.sites) or 'sites'}")
-    results = follow(plan, folder, superlink, run_id, on_round=_show_round)
+    say(f"submitted as Flower run {run_id}; waiting for {', '.join(plan.sites)}")
+    try:
+        results = follow(folder, superlink, run_id, on_round=_show_round)
+    except KeyboardInterrupt:
+        stop(superlink, run_id)
+        warn(f"stopped; continue with: dermino federate --superlink {superlink} --resume {folder}")
+        raise
     finish(folder, results, report=report)
 
 

@@ -43,6 +43,6 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, object]:
             )
         try:
             settings[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or not within Python's limits
             settings[key] = value
     return settings

@@ -10,6 +10,7 @@ import typer
 
 from dermino_core.console import say, warn
 from dermino_core.errors import DerminoError
+from dermino_core.manifest_table import printable
 
 
 def predict(
@@ -33,16 +34,17 @@ def predict(
     from dermino_core.prediction import predict_images
 
     classes, rows = predict_images(images, model, backbone=backbone, device=device)
-    width = max(len(str(row.image)) for row in rows)
+    names = [printable(str(row.image)) for row in rows]
+    width = max(map(len, names))
     if not as_json:
-        say(f"{'image':<{width}}  " + "  ".join(f"{name:>12}" for name in classes))
-    for row in rows:
+        say(f"{'image':<{width}}  " + "  ".join(f"{label:>12}" for label in classes))
+    for name, row in zip(names, rows, strict=True):
         if as_json:
             say(json.dumps({"image": str(row.image)} | row.as_dict(classes)))
         elif row.probabilities is None:
-            say(f"{row.image!s:<{width}}  unreadable: {row.reason}")
+            say(f"{name:<{width}}  unreadable: {row.reason}")
         else:
-            say(f"{row.image!s:<{width}}  " + "  ".join(f"{p:12.4f}" for p in row.probabilities))
+            say(f"{name:<{width}}  " + "  ".join(f"{p:12.4f}" for p in row.probabilities))
     warn("Research software, not a medical device: not for diagnosis.")
     if bad := [row for row in rows if row.probabilities is None]:
         raise DerminoError(

@@ -9,9 +9,9 @@ import typer
 
 from dermino_core.console import say
 from dermino_server.certificates import SERVER_DAYS
+from dermino_server.flower_cli import flower_home
 from dermino_server.provisioning import (
     SUPERLINK_ADDRESS,
-    flower_home,
     next_steps,
     register_sites,
     write_connection,

@@ -32,7 +32,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     engine: Annotated[Engine, typer.Option(help="In this process, or on Ray.")] = Engine.INPROCESS,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder to make [default: runs/simulate-DATE]")
+        Path | None, typer.Option(help="Run folder to make.", show_default="runs/simulate-DATE")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Where features are kept.")] = None,
     resume: Annotated[
