@@ -83,6 +83,7 @@ class Backbone:
         self.device = device
         self.batch_size = CUDA_BATCH if device.startswith("cuda") else CPU_BATCH
         self.compiled = False
+        self._gflops = _gflops(model, card)
         self._type = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model: Callable[[torch.Tensor], torch.Tensor] = (
             model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=self._type)
@@ -155,6 +156,14 @@ class Backbone:
             values = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
             values = values.contiguous().to(self._type)
             return self._model(values).float().cpu().numpy()
+
+    def compile_for(self, n_images: int | None) -> None:
+        """Compile if that pays for this number of images; once is enough."""
+        if not self.compiled and worth_compiling(
+            self._gflops, n_images, self.precision, self.device
+        ):
+            logger.info("compiling the backbone for %s images", n_images)
+            self.compile()
 
 
 def describe_backbone(
@@ -234,9 +243,7 @@ def load_backbone(
     _check_cuda(place)
     model, card = _load_model(parse_spec(spec), image_size)
     backbone = Backbone(model, card, arithmetic, place)
-    if worth_compiling(_gflops(model, card), n_images, arithmetic, place):
-        logger.info("compiling the backbone for %s images", n_images)
-        backbone.compile()
+    backbone.compile_for(n_images)
     return backbone
 
 

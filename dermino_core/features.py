@@ -8,6 +8,7 @@ neither torch nor timm.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -309,18 +310,22 @@ def _read(job: _Job, row: int) -> _Read:
 
 
 def _load(job: _Job, n_images: int) -> Backbone:
-    backbone = load_backbone(
-        job.spec,
-        precision=job.precision,
-        device=job.device,
-        image_size=job.image_size,
-        n_images=n_images,
-    )
-    if backbone.card.fingerprint != job.card.fingerprint:
+    backbone = _loaded(job.spec, job.card.fingerprint, job.precision, job.device, job.image_size)
+    backbone.compile_for(n_images)
+    return backbone
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(
+    spec: str, fingerprint: str, precision: str, device: str, image_size: int | None
+) -> Backbone:
+    """The last backbone stays loaded: a simulation embeds one site after the other with it."""
+    backbone = load_backbone(spec, precision=precision, device=device, image_size=image_size)
+    if backbone.card.fingerprint != fingerprint:
         raise DerminoError(
             "BACKBONE_MISMATCH",
             "The backbone's weights changed while they were being loaded.",
-            where=job.spec,
+            where=spec,
             fix="Run again when nothing writes to them.",
         )
     return backbone

@@ -67,13 +67,13 @@ def join(
         )
     from dermino_client.check import check_site
     from dermino_client.site import find_site
-    from dermino_client.supernode import preflight, run
+    from dermino_client.supernode import exec_supervisor, preflight
 
     found = find_site(site, sites_dir)
     coordinator = preflight(found)
     check_site(found)
     say(f"{found.name}: joining {coordinator.address}; stop with Ctrl-C")
-    run(found, coordinator)
+    exec_supervisor(found)
 
 
 @app.command()

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import tomli_w
 
-from dermino_client.site import CoordinatorSection, Site
-from dermino_core.console import say, warn
+from dermino_client.site import CoordinatorSection, Site, read_site
+from dermino_core.console import run_command, say, warn
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 
@@ -205,6 +205,24 @@ def run(site: Site, coordinator: CoordinatorSection) -> None:
     raise _explain(site, coordinator, code, "\n".join(tail))
 
 
+def exec_supervisor(site: Site) -> None:
+    """Become the process that runs the SuperNode, without the memory that preparing the site took.
+
+    Does not return.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    module = [sys.executable, "-m", "dermino_client.supernode", str(site.file)]
+    os.execv(sys.executable, module)  # noqa: S606 - our own command line
+
+
+def main() -> None:
+    """Supervise the SuperNode of the site file that the command line names."""
+    site = read_site(Path(sys.argv[1]))
+    if site.coordinator is not None:
+        run(site, site.coordinator)
+
+
 def _end_with_parent() -> None:
     """Linux: the kernel ends the SuperNode when `dermino-client` dies, even by SIGKILL."""
     if sys.platform == "linux":
@@ -274,3 +292,7 @@ def _explain(site: Site, coordinator: CoordinatorSection, code: int, output: str
         where=coordinator.address,
         fix="Its last lines are above. If a port is in use, choose another with node.port.",
     )
+
+
+if __name__ == "__main__":
+    run_command(main)
