@@ -80,7 +80,7 @@ class PreparedSite:
 
 
 @dataclass(frozen=True)
-class _Selection:
+class Selection:
     """The records that take part with the class of each, and why the others do not."""
 
     manifest: Manifest
@@ -89,7 +89,7 @@ class _Selection:
     left_out: dict[str, int]
 
 
-def select_records(site: Site) -> _Selection:
+def select_records(site: Site) -> Selection:
     """Read the manifest, map labels, and leave out what takes no part.
 
     Images without a label, images whose label the map leaves out, and images of a validation
@@ -111,7 +111,7 @@ def select_records(site: Site) -> _Selection:
         "left out by the label map": len(labelled) - len(mapped),
         "in the validation split": len(mapped) - len(kept),
     }
-    return _Selection(manifest, [r for r, _ in kept], [c for _, c in kept], left_out)
+    return Selection(manifest, [r for r, _ in kept], [c for _, c in kept], left_out)
 
 
 def _enough(site: Site, images: int) -> None:
@@ -162,7 +162,7 @@ def prepare_site(
     )
     _readable_enough(site, selection.records, table.unreadable)
     _enough(site, len(table.rows))
-    units, split = _split(site, selection, table.digests)
+    units, split = split_selection(site, selection, table.digests)
     prepared = PreparedSite(
         name=site.name,
         task=site.site.task,
@@ -184,13 +184,23 @@ def prepare_site(
     return prepared
 
 
-def _split(
-    site: Site, selection: _Selection, digests: Sequence[str | None]
+def split_selection(
+    site: Site, selection: Selection, digests: Sequence[str | None]
 ) -> tuple[list[str], list[str]]:
     """Unit and half of each record; no patient, lesion or identical image is in both halves.
 
     It covers unreadable images too, so that one more of them does not move the others. The units'
     names are numbers: the manifest's own group names stay in the manifest.
+
+    Parameters
+    ----------
+    digests
+        SHA-256 of each record's image, None where it could not be read.
+
+    Raises
+    ------
+    DerminoError
+        `MANIFEST_INVALID` if the manifest's own split tears a unit apart.
     """
     units = independent_units(selection.records, digests)
     split = split_records(

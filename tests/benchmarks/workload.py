@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from dermino_client.prepare import select_records
+from dermino_client.prepare import select_records, split_selection
 from dermino_client.site import Site, read_sites
 from dermino_core.datasets.synthetic import SITES, write_site
 from dermino_core.manifest import Record, read_manifest, write_manifest
-from dermino_core.splits import independent_units, split_records
 from tests.benchmarks.machine import REPOSITORY
 
 REAL_SITES: dict[str, dict[str, str]] = {
@@ -114,11 +113,5 @@ def read_images(site: Site) -> Images:
     chosen = select_records(site)
     paths = [chosen.manifest.path_of(record) for record in chosen.records]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    units = independent_units(chosen.records, digests)
-    halves = split_records(
-        [replace(r, group=unit) for r, unit in zip(chosen.records, units, strict=True)],
-        [site.classes[c] for c in chosen.labels],
-        seed=site.data.split_seed,
-        train_share=site.data.train_share,
-    )
+    _, halves = split_selection(site, chosen, digests)
     return Images(paths, chosen.labels, halves)
