@@ -219,7 +219,8 @@ def _find_columns(header: list[str], columns: Mapping[str, str], file: Path) -> 
             "MANIFEST_INVALID",
             f"There is no column image; the columns found are: {found}.",
             where=file,
-            fix='Rename the column with the file names to image, or map it: columns image = "...".',
+            fix="Rename the column with the file names to image, or map it: --column image=COLUMN, "
+            'in a site file columns = { image = "COLUMN" }.',
         )
     return places
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dermino_client.site import SITE_NAME, check_address
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 from dermino_core.labels import TASKS, propose_label_map
 from dermino_core.manifest import read_manifest
+from dermino_core.names import check_address, check_name
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,7 @@ def write_proposal(proposal: Proposal, folder: Path) -> tuple[Path, list[str]]:
         `CONFIG_INVALID` for a bad name, task or address, `OUTPUT_EXISTS` if the file is there,
         `MANIFEST_INVALID` if the table cannot be read.
     """
-    if not SITE_NAME.fullmatch(proposal.name):
-        raise DerminoError(
-            "CONFIG_INVALID",
-            f"{proposal.name!r} is not a site name.",
-            fix="A name has 1 to 64 letters, digits, '.', '_' or '-'.",
-        )
+    check_name(proposal.name)
     if proposal.task not in TASKS:
         raise DerminoError(
             "CONFIG_INVALID",
@@ -52,12 +47,7 @@ def write_proposal(proposal: Proposal, folder: Path) -> tuple[Path, list[str]]:
             "file afterwards.",
         )
     if proposal.coordinator is not None:
-        try:
-            check_address(proposal.coordinator)
-        except ValueError as error:
-            raise DerminoError(
-                "CONFIG_INVALID", f"{proposal.coordinator!r} is not an address: {error}."
-            ) from None
+        check_address(proposal.coordinator)
     file = folder / f"{proposal.name}.toml"
     if file.exists():
         raise DerminoError(

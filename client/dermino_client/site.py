@@ -7,8 +7,8 @@ reported with file, key, value and what is allowed.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,33 +24,22 @@ from pydantic import (
 
 from dermino_core.errors import DerminoError
 from dermino_core.labels import TASKS
+from dermino_core.names import check_address, check_name
 from dermino_core.paths import default_cache
 
-SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEFAULT_FOLDERS = (Path("sites"), Path("/etc/dermino/sites"))
-_LABEL = "[A-Za-z0-9_-]{1,63}"
-_PORT = re.compile("[0-9]{1,5}")
-_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*|\[[0-9A-Fa-f:.]+\]")
 
 
-def _site_name(value: str) -> str:
-    if not SITE_NAME.fullmatch(value):
-        raise ValueError("a name has 1 to 64 letters, digits, '.', '_' or '-'")
-    return value
+def _rule(check: Callable[[str], str]) -> Callable[[str], str]:
+    """A rule for names as pydantic wants it: its error becomes one about a key of the file."""
 
+    def validate(value: str) -> str:
+        try:
+            return check(value)
+        except DerminoError as error:
+            raise ValueError(f"{error.what} {error.fix}") from None
 
-def check_address(value: str) -> str:
-    """`value`, if it is HOST:PORT; an IPv6 address is in brackets.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    host, _, port = value.rpartition(":")
-    if not _HOST.fullmatch(host) or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
-        raise ValueError("an address is HOST:PORT, for example coordinator.example.org:443")
-    return value
+    return validate
 
 
 def _expandable(value: Path) -> Path:
@@ -61,8 +50,8 @@ def _expandable(value: Path) -> Path:
     return value
 
 
-SiteName = Annotated[str, AfterValidator(_site_name)]
-Address = Annotated[str, AfterValidator(check_address)]
+SiteName = Annotated[str, AfterValidator(_rule(check_name))]
+Address = Annotated[str, AfterValidator(_rule(check_address))]
 FilePath = Annotated[Path, AfterValidator(_expandable)]
 
 
@@ -279,12 +268,7 @@ def find_site(name: str, sites_dir: Path | None = None) -> Site:
         `CONFIG_NOT_FOUND` listing where it looked and which sites are there; `CONFIG_INVALID` if
         the file names another site.
     """
-    if not SITE_NAME.fullmatch(name):
-        raise DerminoError(
-            "CONFIG_INVALID",
-            f"{name!r} is not a site name.",
-            fix="A name has 1 to 64 letters, digits, '.', '_' or '-'.",
-        )
+    check_name(name)
     folders = [sites_dir] if sites_dir else _default_folders()
     for folder in folders:
         if (file := folder / f"{name}.toml").is_file():

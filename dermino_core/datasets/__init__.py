@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from dermino_core.datasets.synthetic_sites import SITES
 from dermino_core.errors import DerminoError
 
 Prepare = Callable[..., Path]
@@ -119,6 +120,8 @@ def find_dataset(name: str) -> DatasetInfo:
         raise DerminoError(
             "CONFIG_INVALID",
             f"There is no data set called {name!r}.",
-            fix=f"Use one of: {', '.join(DATASETS)}.",
+            fix=f"Use one of: {', '.join(DATASETS)}; drawn here: "
+            + ", ".join(site.name for site in SITES)
+            + ".",
         )
     return info

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,54 +28,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dermino_core.errors import DerminoError
+from dermino_core.names import check_host, check_name
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
 LOCAL_HOSTS = ("localhost", "127.0.0.1")
-
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_DNS_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-
-
-def check_name(name: str, *, what: str = "site") -> str:
-    """Return `name` when it may name a site, a folder and a Flower connection.
-
-    Raises
-    ------
-    DerminoError
-        `CONFIG_INVALID` for anything but 1 to 63 letters, digits, `-`, `_` and `.`, with a letter
-        or digit at both ends.
-    """
-    if not _NAME.fullmatch(name):
-        raise DerminoError(
-            "CONFIG_INVALID",
-            f"{name!r} cannot name a {what}",
-            fix="use 1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
-        )
-    return name
-
-
-def check_host(host: str) -> str:
-    """Return `host` in the form in which a certificate names it: a DNS name or an IP address.
-
-    Raises
-    ------
-    DerminoError
-        `CONFIG_INVALID` for anything else (a port, a URL, a wildcard, a non-ASCII name).
-    """
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        labels = host.split(".")
-    numbers_only = labels[-1].isdigit()
-    if len(host) > 253 or numbers_only or not all(_DNS_LABEL.fullmatch(part) for part in labels):
-        raise DerminoError(
-            "CONFIG_INVALID",
-            f"{host!r} is not a host name or an IP address",
-            fix="give the name alone, such as coordinator.example.org or 10.0.0.5: no port, no "
-            "https://, no wildcard",
-        )
-    return host.lower()
 
 
 def make_authority(folder: Path, *, days: int = AUTHORITY_DAYS) -> list[Path]:

@@ -27,11 +27,10 @@ import tomli_w
 
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
+from dermino_core.names import check_address, check_host, check_name
 from dermino_server.certificates import (
     AUTHORITY_DAYS,
     SERVER_DAYS,
-    check_host,
-    check_name,
     make_authority,
     make_server_certificate,
     make_site,
@@ -43,8 +42,6 @@ from dermino_server.flower_cli import FlowerCallError, call_flwr
 SUPERLINK_ADDRESS = "127.0.0.1:8000"
 HEALTH_ADDRESS = "127.0.0.1:8001"
 REGISTER_SECONDS = 60
-
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -276,25 +273,6 @@ def register_sites(connection: str, folder: Path) -> list[Registration]:
             fix="add --site NAME for each hospital",
         )
     return [_register(connection, folder / "sites" / name / f"{name}.pub") for name in names]
-
-
-def check_address(address: str) -> str:
-    """Return `address` when it is HOST:PORT as flwr wants it, without a URL prefix.
-
-    Raises
-    ------
-    DerminoError
-        `CONFIG_INVALID` otherwise.
-    """
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise DerminoError(
-            "CONFIG_INVALID",
-            f"{address!r} is not an address",
-            fix="give HOST:PORT, such as coordinator.example.org:443, without https://",
-        )
-    check_host(match["host"].strip("[]"))
-    return address
 
 
 def _check_output_folder(out: Path) -> None:

@@ -27,6 +27,7 @@ from dermino_client.work import (
     train_alone_on,
 )
 from dermino_core import __version__
+from dermino_core.backbone import describe_backbone
 from dermino_core.errors import DerminoError
 from dermino_core.heads import fit_converged
 from dermino_core.model_folder import load_model
@@ -67,8 +68,10 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         `OUTPUT_EXISTS` if the folder is in use, and what preparing sites and the rounds raise.
     """
     get_strategy(request.strategy, request.settings)  # a typo is found before hours of extraction
-    folder = new_run_folder(out)
     cache = request.cache or default_cache()
+    if request.backbone:
+        describe_backbone(request.backbone, cache_dir=cache)  # a typo, before anything is drawn
+    folder = new_run_folder(out)
     sites_folder = (request.sites or write_demo_sites(cache / "demo")).absolute()
     clock = _Clock()
     sites = read_sites(sites_folder)
@@ -165,20 +168,22 @@ def prepare_sites(
                 where=site.file,
                 fix="Give all sites the same task and the same order of classes.",
             )
-    prepared = {
-        site.name: prepare_site(site, backbone=backbone, precision=precision, cache=cache)
+    cards = {
+        site.name: describe_backbone(backbone or site.backbone_spec, cache_dir=cache or site.cache)
         for site in sites
     }
-    reference = prepared[first.name]
     for site in sites[1:]:
-        if prepared[site.name].backbone_fingerprint != reference.backbone_fingerprint:
+        if cards[site.name].fingerprint != cards[first.name].fingerprint:
             raise DerminoError(
                 "BACKBONE_MISMATCH",
                 f"{site.name} and {first.name} use different backbones.",
                 where=site.file,
                 fix="Give all sites the same [backbone] name, or one with --backbone.",
             )
-    return prepared
+    return {
+        site.name: prepare_site(site, backbone=backbone, precision=precision, cache=cache)
+        for site in sites
+    }
 
 
 def _run(

@@ -49,7 +49,6 @@ class Strategy(ABC):
     """One federated method."""
 
     name: str
-    leaves_the_building: str
 
     @abstractmethod
     def initial_arrays(self, n_classes: int, width: int, seed: int) -> Arrays:

@@ -3,6 +3,9 @@
 McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 Algorithm 1, with the schedule of the DermINO paper, section 4.2.4: two local epochs of Adam from
 2e-4, annealed by a cosine, two global rounds, a linear layer on a frozen encoder.
+
+What leaves the building, per round: the head's weights and biases after local training, the number
+of training images, and the mean training loss. (`protocol` lists what surrounds every method.)
 """
 
 from __future__ import annotations
@@ -30,10 +33,6 @@ class FedAvg(Strategy):
     """Example-weighted federated averaging of linear heads."""
 
     name = "fedavg"
-    leaves_the_building = (
-        "per round: the head's weights and bias after local training, the number of training "
-        "images, and the mean training loss"
-    )
 
     def __init__(self, settings: FedAvgSettings | None = None) -> None:
         self.settings = settings or FedAvgSettings()

@@ -20,10 +20,9 @@ from cryptography.x509 import verification
 from typer.testing import CliRunner
 
 from dermino_core.errors import DerminoError
-from dermino_server.certificates import check_host, check_name
+from dermino_core.names import check_address, check_host, check_name
 from dermino_server.commands.provision import provision as provision_command
 from dermino_server.provisioning import (
-    check_address,
     provision,
     register_sites,
     site_names,

@@ -121,7 +121,7 @@ def check(
         kinds = ", ".join(sorted({problem.kind for problem in errors}))
         raise DerminoError(
             "MANIFEST_INVALID",
-            f"The check found {len(errors)} errors in {len(table.records)} rows ({kinds}).",
+            f"Errors found in {len(table.records)} rows: {len(errors)} ({kinds}).",
             where=manifest,
             fix="Correct or remove the rows listed above, then check again.",
         )

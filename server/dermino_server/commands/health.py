@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from dermino_core.console import say
+from dermino_core.names import check_address
 from dermino_server.health import ask_until_healthy, check_grpc, check_http, require_healthy
-from dermino_server.provisioning import check_address
 
 
 def health(
