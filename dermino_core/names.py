@@ -62,11 +62,17 @@ def check_address(address: str) -> str:
         `CONFIG_INVALID` otherwise.
     """
     match = _ADDRESS.fullmatch(address)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
+    good = match is not None and 1 <= int(match["port"]) <= 65535
+    if match is not None and good:
+        try:
+            # Containers are reached under names with underscores; certificates cannot hold them.
+            check_host(match["host"].strip("[]").replace("_", "-"))
+        except DerminoError:
+            good = False
+    if not good:
         raise DerminoError(
             "CONFIG_INVALID",
             f"{address!r} is not an address.",
             fix="Give HOST:PORT, such as coordinator.example.org:443, without https://.",
         )
-    check_host(match["host"].strip("[]"))
     return address

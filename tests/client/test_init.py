@@ -122,7 +122,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "../ward"}, "not a site name"),
+        ({"name": "../ward"}, "cannot name a site"),
         ({"task": "diagnosis"}, "no built-in task 'diagnosis'"),
         ({"coordinator": "https://c.example"}, "HOST:PORT"),
         ({"columns": {"lesion": "x"}}, "No such column to map"),

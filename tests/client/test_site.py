@@ -268,7 +268,7 @@ def test_file_and_name_must_agree(tmp_path: Path) -> None:
     written(tmp_path, MINIMAL, "other")
     with pytest.raises(DerminoError, match="describes the site 'ward', not 'other'"):
         find_site("other", tmp_path)
-    with pytest.raises(DerminoError, match="is not a site name"):
+    with pytest.raises(DerminoError, match="cannot name a site"):
         find_site("../ward", tmp_path)
 
 

@@ -94,7 +94,7 @@ def test_check_decodes_images_unless_told_not_to(mednode, tmp_path):
     (mednode / "naevus" / "3.jpg").write_bytes(b"no image")
     run("prepare", "mednode", mednode, "--out", tmp_path / "out")
     words = ("check", tmp_path / "out" / "manifest.csv", "--images", mednode)
-    with pytest.raises(DerminoError, match="1 errors in 3 rows"):
+    with pytest.raises(DerminoError, match="Errors found in 3 rows: 1"):
         run(*words)
     assert "no errors" in run(*words, "--no-decode")
 

@@ -267,6 +267,7 @@ def test_an_error_in_the_forward_pass_is_raised_and_loses_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise DerminoError("DEVICE_UNAVAILABLE", "no")
 
+    module._loaded.cache_clear()
     monkeypatch.setattr(module, "load_backbone", refuse)
     with pytest.raises(DerminoError, match="no"):
         extract(photos, tmp_path / "cache")
