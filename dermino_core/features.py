@@ -345,7 +345,14 @@ def _table(job: _Job, folder: Path) -> FeatureTable:
                 if reason is not None or digest is None:
                     job.reasons[row] = reason or "not read"
                     continue
-                file.write(job.cache.vector(job.model, digest, width).data)
+                try:
+                    vector = job.cache.vector(job.model, digest, width)
+                except KeyError:
+                    job.reasons[row] = (
+                        "a copy of this image could not be decoded for lack of memory"
+                    )
+                    continue
+                file.write(vector.data)
                 rows.append(row)
             file.flush()
             vectors = np.empty((0, width), dtype=np.float32)

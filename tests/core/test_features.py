@@ -19,6 +19,7 @@ from dermino_core.backbone import describe_backbone
 from dermino_core.errors import DerminoError
 from dermino_core.feature_cache import FILE_NAME
 from dermino_core.features import FeatureTable, extract_features
+from dermino_core.image_limits import ImageError
 
 CHILD = """
 import sys, time
@@ -273,6 +274,22 @@ def test_an_error_in_the_forward_pass_is_raised_and_loses_nothing(
         extract(photos, tmp_path / "cache")
     monkeypatch.undo()
     assert extract(photos, tmp_path / "cache").decoded == 20
+
+
+def test_a_copy_of_an_image_that_did_not_fit_into_memory_is_named(
+    tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.jpg"
+    copy.write_bytes(photos[0].read_bytes())
+
+    def too_large(*_: object, **__: object) -> None:
+        raise ImageError("too large for the memory of this machine") from MemoryError()
+
+    monkeypatch.setattr(module, "decode_image", too_large)
+    table = extract([photos[0], copy], tmp_path / "cache")
+    assert [entry.row for entry in table.unreadable] == [0, 1]
+    monkeypatch.undo()
+    assert len(extract([photos[0], copy], tmp_path / "cache").rows) == 2
 
 
 def test_features_do_not_depend_on_the_company(tmp_path: Path, photos: list[Path]) -> None:
