@@ -123,10 +123,10 @@ def matrix_table(cross: CrossSite, values: list[list[float | None]], metric: str
     columns = cross.columns[:MATRIX_LIMIT]
     head = "".join(f'<th scope="col"><bdi>{escape(name)}</bdi></th>' for name in columns)
     lines: list[str] = []
-    for name, row in zip(cross.rows[:MATRIX_LIMIT], values, strict=False):
+    for name, row in zip(cross.rows[:MATRIX_LIMIT], values[:MATRIX_LIMIT], strict=True):
         cells = "".join(
             _matrix_cell(value, own=name == column)
-            for column, value in zip(columns, row, strict=False)
+            for column, value in zip(columns, row[:MATRIX_LIMIT], strict=True)
         )
         lines.append(f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th>{cells}</tr>')
     corner = '<td class="corner">trained at ↓<br>tested at →</td>'
