@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from dermino_core.console import EXIT_CODES_HELP, say, warn
 from dermino_core.datasets import DATASETS, DatasetInfo, find_dataset
 from dermino_core.datasets.synthetic_sites import SITES
 from dermino_core.errors import DerminoError
+from dermino_server.commands.options import parse_columns
 
 if TYPE_CHECKING:
     from dermino_core.manifest_checks import ManifestReport, Problem
@@ -113,7 +113,7 @@ def check(
     from dermino_core.manifest import read_manifest
     from dermino_core.manifest_checks import check_manifest
 
-    table = read_manifest(manifest, root=images, columns=_columns(column or ()))
+    table = read_manifest(manifest, root=images, columns=parse_columns(column or ()))
     report = check_manifest(table, decode=decode)
     _show(report)
     errors = [problem for problem in report.problems if problem.severity == "error"]
@@ -181,18 +181,6 @@ def _say_next(name: str, manifest: Path, images: Path) -> None:
     say("Next:")
     say(f"  dermino data check {table} --images {folder}")
     say(f"  dermino-client init --site {site} --images {folder} --labels {table}")
-
-
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        field, equals, column = pair.partition("=")
-        if not (field and equals and column):
-            raise typer.BadParameter(
-                f"{pair!r} is not FIELD=COLUMN, for example label=binary.", param_hint="--column"
-            )
-        columns[field.strip()] = column.strip()
-    return columns
 
 
 def _show(report: ManifestReport) -> None:

@@ -6,6 +6,8 @@ import enum
 import json
 from collections.abc import Sequence
 
+import typer
+
 from dermino_core.errors import DerminoError
 
 
@@ -46,3 +48,22 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, object]:
         except (ValueError, RecursionError):  # not JSON, or not within Python's limits
             settings[key] = value
     return settings
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """`["label=binary"]` -> `{"label": "binary"}`: the values of `--column`.
+
+    Raises
+    ------
+    typer.BadParameter
+        For a pair that is not FIELD=COLUMN.
+    """
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise typer.BadParameter(
+                f"{pair!r} is not FIELD=COLUMN, for example label=binary.", param_hint="--column"
+            )
+        columns[field.strip()] = column.strip()
+    return columns
