@@ -247,6 +247,27 @@ def load_backbone(
     return backbone
 
 
+def checkpoint_of(spec: str) -> Path:
+    """The weights file that a specification names.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`describe_backbone`; CONFIG_INVALID for a specification without a file.
+    """
+    parsed = parse_spec(spec)
+    if parsed.kind == "hub":
+        return _hub_weights(parsed)
+    files = _files_of(parsed, None)
+    if not files:
+        raise DerminoError(
+            "CONFIG_INVALID",
+            f"{spec!r} has no weights file.",
+            fix="Name a pretrained timm model, a .safetensors file or a backbone folder.",
+        )
+    return files[-1]
+
+
 def save_backbone(
     folder: Path,
     weights: dict[str, torch.Tensor],

@@ -52,7 +52,9 @@ def patch_level_loss(
             f"{tuple(crop.shape)} and {n_crops} crops do not fit"
         )
     with float32_island(student):
-        masked = torch.bincount(crop, minlength=n_crops)
+        # Not bincount: on a GPU it waits for everything before it.
+        ones = torch.ones_like(crop, dtype=torch.float32)
+        masked = torch.zeros(n_crops, device=crop.device).index_add_(0, crop, ones)
         if mean_over == "masked_crops":
             divisor = mean_count((masked > 0).sum())
         else:

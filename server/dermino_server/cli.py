@@ -8,10 +8,14 @@ import typer
 
 from dermino_core import __version__
 from dermino_core.console import EXIT_CODES_HELP, say
+from dermino_server.commands.audit import audit
 from dermino_server.commands.data import data_app
 from dermino_server.commands.federate import federate
 from dermino_server.commands.health import health
+from dermino_server.commands.labels import labels_app
 from dermino_server.commands.predict import predict
+from dermino_server.commands.pretrain import EXAMPLE as PRETRAIN_EXAMPLE
+from dermino_server.commands.pretrain import pretrain
 from dermino_server.commands.provision import provision
 from dermino_server.commands.report import report
 from dermino_server.commands.simulate import simulate
@@ -28,9 +32,14 @@ app.command()(simulate)
 app.command()(federate)
 app.command()(report)
 app.command()(predict)
+app.command(epilog=PRETRAIN_EXAMPLE)(pretrain)
 app.command()(provision)
 app.command()(health)
+data_app.command(
+    "audit", epilog="Example: dermino data audit ph2.csv web.csv --images data --out audit"
+)(audit)
 app.add_typer(data_app, name="data")
+app.add_typer(labels_app, name="labels")
 
 
 def _print_version(value: bool) -> None:
