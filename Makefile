@@ -1,13 +1,13 @@
 # make demo   install and run the main job on three synthetic hospitals
 # make test   the quick tests;  make test-slow: the rest;  make check: lint, types, contracts
-# make bench  what is measured, side by side
+# make bench  what is measured, side by side;  make bench-pretrain: a step of pretraining
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench clean help
+.PHONY: demo test test-slow check bench bench-pretrain clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,6 +35,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
+
+bench-pretrain: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.pretraining
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -49,6 +49,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+FOLDERS = ("demo", "folder")
+"""Kinds of specifications that are a folder with model.json."""
+
 CPU_BATCH = 16
 """Images per forward pass on a CPU: larger batches fall out of its caches and gain nothing."""
 
@@ -196,7 +199,7 @@ def describe_backbone(
         if not weights.is_file():
             weights = _hub_weights(parsed)
             hub[parsed.text] = str(weights)
-    if parsed.kind in ("demo", "random"):
+    if parsed.kind == "random":
         content = parsed.text
     else:
         content = cache.content(_files_of(parsed, weights))
@@ -275,6 +278,8 @@ def save_backbone(
     architecture: str,
     preprocessing: Preprocessing,
     about: dict[str, Any] | None = None,
+    half: bool = False,
+    name: str | None = None,
 ) -> BackboneCard:
     """Write a backbone folder, which is a backbone specification by itself.
 
@@ -287,30 +292,36 @@ def save_backbone(
         `preprocessing`.
     about
         More for model.json: what it was trained on.
+    half
+        Keep the weights in half precision: half the size, and other features in the last digits.
+    name
+        For people; the folder by default.
 
     Raises
     ------
     DerminoError
         BACKBONE_UNAVAILABLE if the weights do not fit the architecture.
     """
+    import torch
     from safetensors.torch import save
 
     from dermino_core.backbone_weights import build_model, fingerprint_weights, load_checkpoint
 
-    plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in weights.items()}
+    kind = torch.float16 if half else torch.float32
+    plain = {key: value.detach().cpu().to(kind).contiguous() for key, value in weights.items()}
     file = folder / HUB_FILE
     write_atomically(file, save(plain, metadata={"architecture": architecture}))
     model, _ = build_model(architecture, preprocessing.image_size)
     kept = load_checkpoint(model, file, architecture)
     identity = fingerprint_weights(architecture, kept, preprocessing)
     card = _card(
-        str(folder),
+        name or str(folder),
         architecture,
         model,
         preprocessing,
         fingerprint=identity,
         pretrained=True,
-        source=str(file),
+        source=name or str(file),
     )
     body = {"kind": "backbone", **card_to_dict(card), **(about or {})}
     write_atomically(folder / "model.json", json.dumps(body, indent=1))
@@ -321,8 +332,7 @@ def _load_model(
     spec: BackboneSpec, image_size: int | None, hub_file: Path | None = None
 ) -> tuple[nn.Module, BackboneCard]:
     from dermino_core.backbone_weights import (
-        DEMO_ARCHITECTURE,
-        DEMO_SEED,
+        RANDOM_SEED,
         build_model,
         fill_randomly,
         fingerprint_weights,
@@ -332,9 +342,7 @@ def _load_model(
 
     described: dict[str, Any] = {}
     weights_file: Path | None = None
-    if spec.kind == "demo":
-        architecture = DEMO_ARCHITECTURE
-    elif spec.kind == "folder" and spec.path is not None:
+    if spec.kind in FOLDERS and spec.path is not None:
         described = read_folder_description(spec.path)
         architecture, weights_file = str(described["architecture"]), spec.path / HUB_FILE
     elif spec.kind == "file" and spec.path is not None:
@@ -351,7 +359,7 @@ def _load_model(
     if spec.kind == "hub":
         weights_file = hub_file or _hub_weights(spec)
     if weights_file is None:
-        fill_randomly(model, DEMO_SEED)
+        fill_randomly(model, RANDOM_SEED)
         weights = dict(model.state_dict())
     else:
         weights = load_checkpoint(model, weights_file, architecture)
@@ -439,7 +447,7 @@ def _hub_weights(spec: BackboneSpec) -> Path:
 
 
 def _files_of(spec: BackboneSpec, hub_file: Path | None) -> list[Path]:
-    if spec.kind == "folder" and spec.path is not None:
+    if spec.kind in FOLDERS and spec.path is not None:
         read_folder_description(spec.path)
         files = [spec.path / "model.json", spec.path / HUB_FILE]
         if not files[1].is_file():
@@ -454,8 +462,10 @@ def _files_of(spec: BackboneSpec, hub_file: Path | None) -> list[Path]:
 
 
 def _source_of(spec: BackboneSpec, weights: Path | None) -> str:
-    if spec.kind in ("demo", "random"):
+    if spec.kind == "random":
         return "seeded random weights"
+    if spec.kind == "demo":
+        return "comes with dermino"
     return str(spec.path if spec.path is not None else weights)
 
 

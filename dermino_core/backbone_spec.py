@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from dermino_core.demo_backbone import demo_folder
 from dermino_core.errors import DerminoError
 
 logger = logging.getLogger(__name__)
 
 SPEC_GRAMMAR = """\
-demo                        a small ViT with seeded random weights, made on the spot
+demo                        a small ViT that comes with dermino, pretrained on drawn lesions
 random:NAME                 any ViT that timm knows, with seeded random weights (to measure speed)
 NAME                        a pretrained ViT of timm, from the Hugging Face hub or its local cache
 /path/FILE.safetensors      a checkpoint; the architecture is read from it
@@ -60,7 +61,7 @@ def parse_spec(text: str) -> BackboneSpec:
     if not word:
         raise _malformed(text, "The backbone specification is empty.")
     if word == "demo":
-        return BackboneSpec(word, "demo")
+        return BackboneSpec(word, "demo", None, demo_folder())
     if word.startswith("random:"):
         name = word.removeprefix("random:")
         if not name:

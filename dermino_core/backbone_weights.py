@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEMO_ARCHITECTURE = "dermino_demo"
-DEMO_IMAGE_SIZE = 224
-DEMO_SEED = 0
+DEMO_IMAGE_SIZE = 128
+RANDOM_SEED = 0
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,7 +67,7 @@ def build_model(architecture: str, image_size: int | None) -> tuple[nn.Module, P
         size = image_size or DEMO_IMAGE_SIZE
         _check_size(size, 16)
         model: nn.Module = VisionTransformer(
-            img_size=size, patch_size=16, embed_dim=192, depth=4, num_heads=3, num_classes=0
+            img_size=size, patch_size=16, embed_dim=192, depth=6, num_heads=3, num_classes=0
         )
         return model, Preprocessing(size, 1.0, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
     if not timm.is_model(architecture):

@@ -180,6 +180,13 @@ class BackboneInfo(_Model):
             pretrained=card.pretrained,
         )
 
+    @property
+    def unfit_because(self) -> str | None:
+        """Why its numbers say nothing about skin; None for one that has seen photographs."""
+        if not self.pretrained:
+            return "has random weights"
+        return "has seen drawn lesions only" if self.name == "demo" else None
+
 
 class Results(_Model):
     """Everything a run found. `results.json` is exactly this."""

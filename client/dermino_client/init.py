@@ -96,7 +96,7 @@ def _text(proposal: Proposal, labels: Mapping[str, int], proposed: Mapping[str, 
     backbone = (
         f"name = {_quoted(proposal.backbone)}   # the same at every site"
         if proposal.backbone
-        else '# DECIDE: the file or name the coordinator gave. "demo" has random weights.\n'
+        else '# DECIDE: the file or name the coordinator gave. "demo" has seen drawn lesions only.\n'
         'name = "demo"'
     )
     address = proposal.coordinator or "coordinator.example.org:443"

@@ -59,13 +59,19 @@ def sinkhorn_knopp(
             scores = scores.log_softmax(dim=1)
         q = torch.exp(scores - _largest(scores))
         rows = sum_over_processes(torch.tensor(float(len(q)), device=q.device))
-        n_prototypes = q.shape[1]
-        q = q / sum_over_processes(q.sum())
+        # Every division scales whole rows or whole columns, so two vectors are all that changes.
+        row = torch.ones(len(q), dtype=q.dtype, device=q.device)
+        column = torch.ones(q.shape[1], dtype=q.dtype, device=q.device)
         for _ in range(iterations):
-            used = sum_over_processes(q.sum(dim=0, keepdim=True))
-            q = q / (used.clamp(min=torch.finfo(q.dtype).tiny) * n_prototypes)
-            q = q / (q.sum(dim=1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny) * rows)
-        return q * rows
+            column = _reciprocal(sum_over_processes(row @ q) * q.shape[1])
+            row = _reciprocal((q @ column) * rows)
+        return q * (row * rows).unsqueeze(1) * column
+
+
+def _reciprocal(sums: Tensor) -> Tensor:
+    """1 / sums; 0 where a sum underflowed, so that 0 stays 0 and nothing becomes infinite."""
+    lost = sums < torch.finfo(sums.dtype).tiny
+    return sums.masked_fill(lost, 1.0).reciprocal().masked_fill(lost, 0.0)
 
 
 def _largest(scores: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ All schedules are fractions of the run, so that 200 steps and 21,132 both make s
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,6 +17,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _trackers_here() -> tuple[Literal["tensorboard", "wandb", "mlflow"], ...]:
+    return ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
 
 
 class _Section(BaseModel):
@@ -258,7 +263,9 @@ class MonitorSection(_Section):
     columns: dict[str, str] = {}
     max_images: Count = Field(default=1000, description="images of the monitor's table used")
     neighbours: Count = 5
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default_factory=_trackers_here, description="beside metrics.jsonl; default: what is there"
+    )
 
 
 class MAESection(_Section):

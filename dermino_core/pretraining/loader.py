@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -128,7 +129,7 @@ class BatchLoader:
             num_workers=workers,
             prefetch_factor=data.prefetch if workers else None,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_outlive_signals if workers else None,
+            worker_init_fn=_begin_worker if workers else None,
             pin_memory=on_cuda,
             # Its own, so that starting workers draws nothing from the run's.
             generator=torch.Generator(),
@@ -247,7 +248,9 @@ def _stand_ins(images: ImageList, position: int) -> list[int]:
     return np.concatenate([others[alike], others[~alike]])[:STAND_INS].tolist()
 
 
-def _outlive_signals(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     """Ctrl-C and SIGTERM reach workers too; the training process decides what becomes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    # Leave as a forked worker does: torch 2.15's own threads abort an ordinary end of a worker.
+    atexit.register(os._exit, 0)

@@ -127,7 +127,8 @@ def train(
     _compile_blocks(method, config, processes.device)
 
     autocast = _autocast(config, processes.device)
-    every = max(1, round(config.run.checkpoint_every * length.steps) or length.steps)
+    share = config.run.checkpoint_every
+    every = max(1, round(share * length.steps)) if share > 0 else length.steps
     batches = loader.batches(length.first)
     mean = RunningMean()
     call = method.trained

@@ -63,7 +63,7 @@ class PackedBlock(Block):
         for part, x in zip(long.split([x.shape[0] * x.shape[1] for x in xs]), xs, strict=True):
             b, n = x.shape[:2]
             q, k, v = part.view(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
+            mixed = attention(attn.q_norm(q), attn.k_norm(k), v)
             outputs.append(mixed.transpose(1, 2).reshape(b * n, -1))
         return _unflat(self.ls1(attn.proj(attn.norm(torch.cat(outputs)))), xs)
 
@@ -180,6 +180,19 @@ class PackedViT(nn.Module):
         return resize_positions(
             vit.pos_embed, grid, vit.patch_embed.grid_size, ahead, self.position_resize
         )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of [B, heads, N, d].
+
+    torch's fused kernel, but for bf16 on a CPU, where its backward pass takes several times as long
+    as that of the two products (58 against 14 ms for [8, 6, 257, 64] on one AVX512-BF16 core).
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return weights.softmax(dim=-1) @ v
 
 
 def resize_positions(

@@ -236,7 +236,14 @@ def _project(method: Method, vocabulary: Vocabulary, watch: Observer, out: Path)
     _, last = watch.results[-1]
     prototypes: Any = getattr(method.trained, "prototypes", None)
     vectors = None if prototypes is None else prototypes.matrix().detach().float().cpu().numpy()
-    project(last.features, last.labels, vectors, vocabulary.names, out / "projection.npz")
+    project(
+        last.features,
+        last.labels,
+        vectors,
+        vocabulary.names,
+        out / "projection.npz",
+        classes=last.classes,
+    )
 
 
 def _report(out: Path) -> None:

@@ -44,7 +44,7 @@ COLUMNS = (
     "width",
     "height",
 )
-"""Columns of a shard's table."""
+"""Columns of a shard's table; from `image` on they are the keys of an image's JSON, in order."""
 
 
 @dataclass(frozen=True)

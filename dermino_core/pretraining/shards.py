@@ -256,8 +256,8 @@ def _write_shard(
 ) -> Shard:
     """Write the next images of `stream` until `limit` bytes, or all of them."""
     table = io.StringIO(newline="")
-    writer = csv.DictWriter[str](table, COLUMNS, lineterminator="\r\n")
-    writer.writeheader()
+    writer = csv.writer(table, lineterminator="\r\n")
+    writer.writerow(COLUMNS)
     dropped: list[tuple[int, str]] = []
     seen = images = 0
     with open_atomically(work.out / f"{name}.tar") as file:
@@ -276,9 +276,7 @@ def _write_shard(
                 _add(tar, f"{key}.jpg", encoded.jpeg)
                 _add(tar, f"{key}.json", json.dumps(known).encode())
                 digest = hashlib.sha256(encoded.jpeg).hexdigest()
-                writer.writerow(
-                    {"offset": offset, "bytes": len(encoded.jpeg), "sha256": digest, **known}
-                )
+                writer.writerow((offset, len(encoded.jpeg), digest, *known.values()))
                 if limit is not None and tar.offset >= limit:
                     break
     text = table.getvalue().encode("utf-8", "surrogatepass")

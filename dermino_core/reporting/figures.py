@@ -33,11 +33,15 @@ class Figure:
     title: str
     svg: str
     caption: str = ""
+    legend: str = ""
 
     def html(self) -> str:
         """The `<figure>`."""
         caption = f"<p>{self.caption}</p>" if self.caption else ""
-        return f"<figure><figcaption><h3>{self.title}</h3>{caption}</figcaption>{self.svg}</figure>"
+        return (
+            f"<figure><figcaption><h3>{self.title}</h3>{caption}{self.legend}"
+            f"</figcaption>{self.svg}</figure>"
+        )
 
 
 def grid(figures: list[Figure], *, small: bool = False) -> str:

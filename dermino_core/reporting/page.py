@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from dermino_core.files import write_atomically
+from dermino_core.reporting.document import (
+    definitions,
+    document,
+    header,
+    section,
+    warning_box,
+)
 from dermino_core.reporting.facts import facts_list, rejections_table, sent_explanation
 from dermino_core.reporting.figures import (
     calibration_grid,
@@ -17,7 +23,7 @@ from dermino_core.reporting.figures import (
     roc_grid,
     rounds_figures,
 )
-from dermino_core.reporting.glossary import NOT_A_DEVICE, TERMS
+from dermino_core.reporting.glossary import TERMS
 from dermino_core.reporting.markup import escape, paragraphs
 from dermino_core.reporting.numbers import headline_html, plural
 from dermino_core.reporting.plots.legend import model_legend, model_swatch, site_legend
@@ -33,11 +39,6 @@ from dermino_core.reporting.tables import (
 )
 from dermino_core.reporting.text import answer, comparisons, warnings
 from dermino_core.results import Results
-
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'"
-)
 
 
 def write_report(results: Results, out: Path) -> Path:
@@ -62,11 +63,10 @@ def write_report(results: Results, out: Path) -> Path:
 
 def render_page(results: Results) -> str:
     """The HTML of the report."""
-    style = resources.files("dermino_core.reporting").joinpath("style.css").read_text("utf-8")
     sections = (
         _header(results),
         _answer(results),
-        _warnings(results),
+        warning_box("Before you rely on it", warnings(results)),
         _scores(results),
         _roc(results),
         _matrix(results),
@@ -74,41 +74,20 @@ def render_page(results: Results) -> str:
         _calibration(results),
         _costs(results),
         _sent(results),
-        _glossary(results),
+        _glossary(),
         _facts(results),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        '<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escape(results.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n"
-        + f"<footer><p>{escape(NOT_A_DEVICE)}</p></footer>\n</body>\n</html>\n"
-    )
-
-
-def _section(identifier: str, title: str, *content: str) -> str:
-    body = "\n".join(part for part in content if part)
-    return (
-        f'<section aria-labelledby="{identifier}">\n<h2 id="{identifier}">{escape(title)}</h2>\n'
-        f"{body}\n</section>"
-    )
+    return document(results.title, sections)
 
 
 def _header(results: Results) -> str:
-    facts = " · ".join(
-        f'<span class="whole">{escape(part)}</span>'
-        for part in (
-            results.task,
-            plural(len(results.sites), "hospital"),
-            plural(results.rounds_done, "round"),
-            results.created[:10],
-        )
+    facts = (
+        results.task,
+        plural(len(results.sites), "hospital"),
+        plural(results.rounds_done, "round"),
+        results.created[:10],
     )
-    return f"<main>\n<header><h1>{escape(results.title)}</h1><p>{facts}</p></header>"
+    return header(results.title, facts)
 
 
 def _answer(results: Results) -> str:
@@ -126,18 +105,7 @@ def _answer(results: Results) -> str:
     compared = "".join(f"<li>{escape(sentence)}</li>" for sentence in comparisons(results))
     if compared:
         compared = f'<ul class="compared">{compared}</ul>'
-    return _section("answer", "The answer", paragraphs(answer(results), "lead"), compared, row)
-
-
-def _warnings(results: Results) -> str:
-    notes = warnings(results)
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return (
-        '<aside class="warnings" aria-labelledby="warnings">'
-        f'<h2 id="warnings">Before you rely on it</h2><ul>{items}</ul></aside>'
-    )
+    return section("answer", "The answer", paragraphs(answer(results), "lead"), compared, row)
 
 
 def _scores(results: Results) -> str:
@@ -148,7 +116,7 @@ def _scores(results: Results) -> str:
         if m.description
     )
     legend = f'<dl class="models">{described}</dl>' if described else ""
-    return _section(
+    return section(
         "scores",
         "How well each model does",
         f'<div class="grid beside"><div>{legend}{mean_table(results)}</div>{forest(results)}</div>',
@@ -163,7 +131,7 @@ def _roc(results: Results) -> str:
     if not plots:
         return ""
     shared = title_of(results, roles_of(results).shared)
-    return _section(
+    return section(
         "roc",
         "Found against false alarms (ROC)",
         f"<p>Shaded: 95 % band of “{escape(shared)}”, whose AUROC is in the captions.</p>",
@@ -182,7 +150,7 @@ def _matrix(results: Results) -> str:
         note = f'<p class="note">The first {MATRIX_LIMIT} hospitals are shown.</p>'
     auroc = matrix_table(cross, cross.auroc, "AUROC")
     f1 = matrix_table(cross, cross.f1, "F1")
-    return _section(
+    return section(
         "matrix",
         "Does one hospital’s model work elsewhere?",
         "<p>The model that one hospital trained alone (row) on the test images of another "
@@ -204,14 +172,14 @@ def _rounds(results: Results) -> str:
         if len(names) <= DRAWN_SITES
         else "<p>Thin lines: hospitals. Bold line: their mean.</p>"
     )
-    return _section("rounds", "Round by round", legend, grid(figures))
+    return section("rounds", "Round by round", legend, grid(figures))
 
 
 def _calibration(results: Results) -> str:
     plots, drawn = calibration_grid(results)
     if not plots:
         return ""
-    return _section(
+    return section(
         "calibration",
         "Can its probabilities be taken at their word? (calibration)",
         "<p>The federated model. On the diagonal, what it predicts is what happens; points grow "
@@ -225,22 +193,21 @@ def _costs(results: Results) -> str:
     figures = cost_figures(results)
     if not figures:
         return ""
-    return _section("costs", "Time and traffic", site_legend(cost_names(results)), grid(figures))
+    return section("costs", "Time and traffic", site_legend(cost_names(results)), grid(figures))
 
 
 def _sent(results: Results) -> str:
-    return _section(
+    return section(
         "sent", "What left each hospital", sent_explanation(results), exchange_table(results)
     )
 
 
-def _glossary(results: Results) -> str:
-    items = "".join(f"<div><dt>{escape(t)}</dt><dd>{escape(d)}</dd></div>" for t, d in TERMS)
-    return _section("reading", "How to read this", f'<dl class="glossary">{items}</dl>')
+def _glossary() -> str:
+    return section("reading", "How to read this", definitions(TERMS, "glossary"))
 
 
 def _facts(results: Results) -> str:
-    return _section(
+    return section(
         "facts",
         "Run facts",
         facts_list(results),

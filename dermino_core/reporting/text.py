@@ -27,10 +27,10 @@ def answer(results: Results) -> list[str]:
     """What the run found, for somebody who reads nothing else: one to three sentences."""
     roles = roles_of(results)
     sentences: list[str] = []
-    if not results.backbone.pretrained:
+    if unfit := results.backbone.unfit_because:
         sentences.append(
-            "This was a rehearsal: the backbone has random weights, so the numbers below show "
-            "that the machinery works and say nothing about skin disease."
+            f"This was a rehearsal: the backbone {unfit}, so the numbers below show that the "
+            "machinery works and say nothing about skin disease."
         )
     summary = results.mean.get(roles.shared)
     hospitals = plural(len(results.sites), "hospital")
@@ -122,8 +122,9 @@ def _word(difference: Estimate) -> str:
 def warnings(results: Results) -> list[str]:
     """The run's own warnings, then what a reader must know before believing a number."""
     notes = list(results.warnings)
-    if not results.backbone.pretrained and not _mentions(notes, "random"):
-        notes.append("The backbone has random weights: no number on this page has a meaning.")
+    unfit = results.backbone.unfit_because
+    if unfit and not _mentions(notes, unfit):
+        notes.append(f"The backbone {unfit}: no number on this page says anything about skin.")
     if results.rounds_done < results.rounds_planned:
         notes.append(f"Only {results.rounds_done} of {results.rounds_planned} rounds were done.")
     if results.missing_sites:

@@ -18,6 +18,8 @@ from dermino_server.commands.pretrain import EXAMPLE as PRETRAIN_EXAMPLE
 from dermino_server.commands.pretrain import pretrain
 from dermino_server.commands.provision import provision
 from dermino_server.commands.report import report
+from dermino_server.commands.shards import EXAMPLE as SHARDS_EXAMPLE
+from dermino_server.commands.shards import shards
 from dermino_server.commands.simulate import simulate
 
 app = typer.Typer(
@@ -38,6 +40,7 @@ app.command()(health)
 data_app.command(
     "audit", epilog="Example: dermino data audit ph2.csv web.csv --images data --out audit"
 )(audit)
+data_app.command("shards", epilog=SHARDS_EXAMPLE)(shards)
 app.add_typer(data_app, name="data")
 app.add_typer(labels_app, name="labels")
 

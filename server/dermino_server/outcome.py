@@ -142,10 +142,10 @@ def summarise(results: Results) -> None:
 
 def _warnings(results: Results) -> list[str]:
     warnings = []
-    if not results.backbone.pretrained:
+    if unfit := results.backbone.unfit_because:
         warnings.append(
-            "The backbone has random weights: this run shows that the system works, and says "
-            "nothing about skin."
+            f"The backbone {unfit}: this run shows that the system works, and says nothing about "
+            "skin."
         )
     if results.missing_sites:
         warnings.append(f"Not in these results: {', '.join(results.missing_sites)}.")

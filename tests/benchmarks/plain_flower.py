@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dermino_client.site import read_sites
-from dermino_core.backbone_weights import DEMO_SEED, fill_randomly
+from dermino_core.backbone_weights import RANDOM_SEED, fill_randomly
 from dermino_core.heads import LinearHead
 from dermino_server.inprocess import InProcessGrid
 from tests.benchmarks.workload import read_images
@@ -92,7 +92,7 @@ def load_vit(backbone: str) -> nn.Module:
     if backbone.startswith("random:"):
         name = backbone.removeprefix("random:")
         model = timm.create_model(name, pretrained=False, num_classes=0, img_size=IMAGE_SIZE)
-        fill_randomly(model, DEMO_SEED)
+        fill_randomly(model, RANDOM_SEED)
         return model
     return timm.create_model(
         "vit_small_patch14_dinov2",

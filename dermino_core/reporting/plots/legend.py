@@ -50,6 +50,15 @@ def site_legend(names: Sequence[str]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
+def point_swatch(index: int) -> str:
+    """A point of the class at `index`: its colour and its shape, as a small decorative SVG."""
+    return (
+        f'<svg class="swatch" viewBox="7 0 14 14" aria-hidden="true" '
+        f'style="color:var(--site-{index % SITE_COLOURS})" fill="currentColor">'
+        f"{_SHAPES[index % len(_SHAPES)]}</svg>"
+    )
+
+
 def site_letter(index: int) -> str:
     """`A`, `B`, …"""
     return chr(ord("A") + index)
