@@ -199,10 +199,8 @@ def describe_backbone(
         if not weights.is_file():
             weights = _hub_weights(parsed)
             hub[parsed.text] = str(weights)
-    if parsed.kind == "random":
-        content = parsed.text
-    else:
-        content = cache.content(_files_of(parsed, weights))
+    is_random = parsed.kind == "random"
+    content = parsed.text if is_random else cache.content(_files_of(parsed, weights))
     key = cache.key(content, parsed.architecture, image_size)
     card = cache.get(key)
     if card is None:

@@ -69,7 +69,7 @@ def write_proposal(proposal: Proposal, folder: Path) -> tuple[Path, list[str]]:
     if open_labels := sorted(label for label, target in proposed.items() if target is None):
         notes.append(f"you must decide about: {', '.join(open_labels)}")
     if proposal.backbone is None:
-        notes.append("you must decide about: [backbone] name; 'demo' has random weights")
+        notes.append("you must decide about: [backbone] name; 'demo' knows drawn lesions only")
     groups = sum(record.group is not None for record in manifest.records)
     if not groups:
         notes.append(
@@ -96,7 +96,7 @@ def _text(proposal: Proposal, labels: Mapping[str, int], proposed: Mapping[str, 
     backbone = (
         f"name = {_quoted(proposal.backbone)}   # the same at every site"
         if proposal.backbone
-        else '# DECIDE: the file or name the coordinator gave. "demo" has seen drawn lesions only.\n'
+        else '# DECIDE: the file or name the coordinator gave. "demo" knows drawn lesions only.\n'
         'name = "demo"'
     )
     address = proposal.coordinator or "coordinator.example.org:443"

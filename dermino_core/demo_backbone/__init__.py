@@ -7,10 +7,9 @@ are kept in half precision. It has seen no photograph: it is for trying dermino,
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 
 def demo_folder() -> Path:
     """The backbone folder, as installed."""
-    return Path(str(resources.files(__package__)))
+    return Path(__file__).parent

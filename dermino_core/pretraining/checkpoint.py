@@ -22,6 +22,7 @@ from torch import nn
 from dermino_core.errors import DerminoError
 from dermino_core.files import open_atomically
 from dermino_core.pretraining.config import PretrainConfig
+from dermino_core.pretraining.network import gather_no_more
 from dermino_core.pretraining.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -207,6 +208,7 @@ def gathered(module: nn.Module) -> dict[str, Any]:
         return module.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+    gather_no_more(module)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(module, options=options)  # pyright: ignore[reportReturnType]
 

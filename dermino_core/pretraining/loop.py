@@ -106,11 +106,13 @@ def train(
         CHECKPOINT_INVALID, or RUN_FAILED when the loss is no longer finite.
     """
     depth = len(method.exported().blocks)  # pyright: ignore[reportArgumentType]
-    hold = _freeze_for_good(method, config)
+    _freeze_for_good(method, config)
     if processes.world_size > 1 and config.run.sharding == "fsdp":
         for module in (method.trained, *method.untrained().values()):
             if hasattr(module, "backbone"):
                 shard(module)
+    # Sharding makes new parameters, so they are listed only now.
+    hold = [p for p in method.parts["backbone"].parameters() if p.requires_grad]
     optimiser = make_optimiser(method.trained, config.optimiser, method.last_layers, depth=depth)
     folder = out / "checkpoints"
     found = read_checkpoint(folder, config) if resume else None
@@ -194,8 +196,8 @@ def train(
     return True
 
 
-def _freeze_for_good(method: Method, config: PretrainConfig) -> list[nn.Parameter]:
-    """Freeze `model.frozen_blocks`; return the backbone's parameters that may be trained."""
+def _freeze_for_good(method: Method, config: PretrainConfig) -> None:
+    """Freeze the first `model.frozen_blocks` blocks and what comes before them."""
     vit: Any = method.parts["backbone"]
     vit = getattr(vit, "vit", vit)
     count = config.model.frozen_blocks
@@ -213,13 +215,12 @@ def _freeze_for_good(method: Method, config: PretrainConfig) -> list[nn.Paramete
             parameter.requires_grad_(requires_grad=False)
         for block in vit.blocks[:count]:
             block.requires_grad_(requires_grad=False)
-    return [p for p in method.parts["backbone"].parameters() if p.requires_grad]
 
 
 def _freeze_backbone(method: Method, trainable: list[nn.Parameter], *, frozen: bool) -> None:
     """Hold the backbone still, or let go. A mask token would need gradients through it."""
-    tokens = getattr(method.trained, "mask_token", None)
-    for parameter in [*trainable, *([] if tokens is None else [tokens])]:
+    token = getattr(method.trained, "mask_token", None)
+    for parameter in [*trainable, *([] if token is None else [token])]:
         parameter.requires_grad_(not frozen)
 
 

@@ -156,10 +156,19 @@ def make_teacher(student: Student, config: PretrainConfig) -> Encoder:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum x teacher + (1 - momentum) x student, for all parameters at once."""
+    gather_no_more(teacher)
     theirs = dict(student.named_parameters())
     mine = [(_local(p), _local(theirs[name])) for name, p in teacher.named_parameters()]
     average: Any = torch
     average._foreach_lerp_([a for a, _ in mine], [b for _, b in mine], 1.0 - momentum)
+
+
+def gather_no_more(module: nn.Module) -> None:
+    """Give back what a sharded module gathered for a forward pass; FSDP2 keeps an outermost one."""
+    for part in module.modules():
+        reshard = getattr(part, "reshard", None)
+        if reshard is not None:
+            reshard()
 
 
 def _local(parameter: Tensor) -> Tensor:

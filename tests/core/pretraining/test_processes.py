@@ -85,8 +85,12 @@ def test_sharded_and_replicated_training_are_the_same(images: Path, tmp_path: Pa
     for sharding in ("ddp", "fsdp"):
         config = write_config(tmp_path, images, 4, sharding=sharding)
         torchrun(2, config, tmp_path / sharding)
+    losses = [[r["loss"] for r in records(tmp_path / s, "step")] for s in ("ddp", "fsdp")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     one, other = weights(tmp_path / "ddp"), weights(tmp_path / "fsdp")
     for name in one:
+        if name.endswith("qkv.bias"):
+            continue  # a key's bias has a gradient of zero, and Adam makes steps of its rounding
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
