@@ -1,13 +1,15 @@
 # make demo   install and run the main job on three synthetic hospitals
 # make test   the quick tests;  make test-slow: the rest;  make check: lint, types, contracts
 # make bench  what is measured, side by side;  make bench-pretrain: a step of pretraining
+# make pretraining-gain  what continued pretraining gains on real images (about an hour)
+# make demo-backbone  make the small backbone that comes with dermino again
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench bench-pretrain clean help
+.PHONY: demo test test-slow check bench bench-pretrain demo-backbone pretraining-gain clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +40,12 @@ bench: $(STAMP)
 
 bench-pretrain: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.pretraining
+
+demo-backbone: $(STAMP)
+	$(BIN)/python -m dermino_core.demo_backbone.rebuild build/demo-backbone
+
+pretraining-gain: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.pretraining_gain --out build/pretraining-gain
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

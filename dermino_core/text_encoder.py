@@ -101,7 +101,7 @@ def load_text_encoder(name: str = CODER) -> TextEncoder:
     ------
     DerminoError
         `DEPENDENCY_MISSING` without transformers; `BACKBONE_UNAVAILABLE` if the encoder is not
-        there, is damaged, or is of a kind that is not understood here.
+        there, is damaged, or is of a kind that is not understood here (GPT, CLIP).
     """
     try:
         from transformers import AutoModel, AutoTokenizer
@@ -125,13 +125,27 @@ def load_text_encoder(name: str = CODER) -> TextEncoder:
     except Exception as error:
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise _unavailable(name, f"The text encoder cannot be loaded: {said[:200]}") from error
+    width = getattr(model.config, "hidden_size", None)
+    if not isinstance(width, int):
+        raise _of_another_kind(name, "The model's config.json gives no hidden_size")
+    if tokenizer.pad_token is None:
+        raise _of_another_kind(name, "The model's tokenizer has no token for padding")
     pooling, unit = _pooling(place, name)
-    return TextEncoder(name, int(model.config.hidden_size), pooling, unit, model.eval(), tokenizer)
+    return TextEncoder(name, width, pooling, unit, model.eval(), tokenizer)
 
 
 def _unavailable(name: str, what: str) -> DerminoError:
     fix = _BRING.format(name=name if _HUB_NAME.fullmatch(name) else CODER)
     return DerminoError("BACKBONE_UNAVAILABLE", what, where=name, fix=fix)
+
+
+def _of_another_kind(name: str, what: str) -> DerminoError:
+    return DerminoError(
+        "BACKBONE_UNAVAILABLE",
+        f"{what}, so it is no text encoder of the kind of BERT.",
+        where=name,
+        fix=f"Give a BERT, such as {CODER}, or a sentence encoder.",
+    )
 
 
 def _pooling(place: str, name: str) -> tuple[str, bool]:

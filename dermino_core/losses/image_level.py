@@ -5,9 +5,9 @@ DermINO, equations (1)-(3); Caron et al. 2021 (DINO), equation (3).
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dermino_core.losses.numerics import float32_island
@@ -74,6 +74,6 @@ def image_level_loss(
         return total / (terms * max(batch, 1))
 
 
-def share_of_uniform(loss: Tensor, n_prototypes: int) -> Tensor:
-    """A cross-entropy as a share of ln K, its value at uniform output."""
-    return loss / torch.log(torch.tensor(float(n_prototypes), device=loss.device))
+def share_of_uniform(entropy: Tensor, n_prototypes: int) -> Tensor:
+    """An entropy or cross-entropy as a share of ln K, its value at uniform output."""
+    return entropy / math.log(n_prototypes)

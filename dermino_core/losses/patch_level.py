@@ -58,7 +58,7 @@ def patch_level_loss(
         if mean_over == "masked_crops":
             divisor = mean_count((masked > 0).sum())
         else:
-            divisor = torch.tensor(float(n_crops), device=student.device)
+            divisor = torch.full((), float(n_crops), device=student.device)
         scores = (student.float() / temperature).log_softmax(dim=-1)
         entropy = -(teacher.float() * scores).sum(dim=-1)
         return (entropy / masked[crop]).sum() / divisor

@@ -54,18 +54,19 @@ def sinkhorn_knopp(
     if logits.ndim != 2:
         raise ValueError(f"logits must have shape [B, K], not {tuple(logits.shape)}")
     with float32_island(logits):
-        scores = logits.float() / temperature
+        # [B, K] is the largest tensor of a step: one copy, changed in place.
+        scores = logits.to(torch.float32, copy=True).div_(temperature)
         if after == "softmax":
             scores = scores.log_softmax(dim=1)
-        q = torch.exp(scores - _largest(scores))
-        rows = sum_over_processes(torch.tensor(float(len(q)), device=q.device))
+        q = scores.sub_(_largest(scores)).exp_()
+        rows = sum_over_processes(torch.full((), float(len(q)), device=q.device))
         # Every division scales whole rows or whole columns, so two vectors are all that changes.
         row = torch.ones(len(q), dtype=q.dtype, device=q.device)
         column = torch.ones(q.shape[1], dtype=q.dtype, device=q.device)
         for _ in range(iterations):
             column = _reciprocal(sum_over_processes(row @ q) * q.shape[1])
             row = _reciprocal((q @ column) * rows)
-        return q * (row * rows).unsqueeze(1) * column
+        return q.mul_((row * rows).unsqueeze(1)).mul_(column)
 
 
 def _reciprocal(sums: Tensor) -> Tensor:
@@ -115,6 +116,7 @@ class SoftmaxCentering(nn.Module):
         """Move the centre towards the mean of the logits [B, K] of all processes."""
         with float32_island(logits):
             total = sum_over_processes(logits.float().sum(dim=0, keepdim=True))
-            rows = sum_over_processes(torch.tensor(float(len(logits)), device=logits.device))
-            if rows > 0:
-                self.centre.lerp_(total / rows, 1 - self.momentum)
+            rows = sum_over_processes(torch.full((), float(len(logits)), device=logits.device))
+            # Without rows the weight is 0; a condition would wait for the device.
+            weight = (1 - self.momentum) * (rows > 0).float()
+            self.centre.lerp_(total / rows.clamp(min=1), weight)

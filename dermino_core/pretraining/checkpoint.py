@@ -22,21 +22,72 @@ from torch import nn
 from dermino_core.errors import DerminoError
 from dermino_core.files import open_atomically
 from dermino_core.pretraining.config import PretrainConfig
-from dermino_core.pretraining.network import gather_no_more
 from dermino_core.pretraining.processes import Processes
+from dermino_core.pretraining.whole_state import (
+    optimiser_state,
+    restore_optimiser,
+    restore_state,
+    whole_state,
+)
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_NAME = re.compile(r"step-(\d+)\.pt")
+_NAME = re.compile(r"images-(\d+)\.pt")
 
-WITHOUT_CONSEQUENCE: Mapping[str, frozenset[str]] = {
-    "data": frozenset({"workers", "prefetch"}),
+FREE: Mapping[str, frozenset[str]] = {
+    "data": frozenset({"workers", "prefetch", "sources"}),
     "run": frozenset({"device", "checkpoint_every", "keep_checkpoints", "sharding"}),
-    "model": frozenset({"compile", "activation_checkpointing"}),
-    "monitor": frozenset({"log_every", "trackers"}),
+    "model": frozenset({"compile", "activation_checkpointing", "start"}),
+    "prototypes": frozenset({"labels", "embeddings"}),
+    "monitor": frozenset(
+        {
+            "log_every",
+            "probe_every",
+            "manifest",
+            "images",
+            "columns",
+            "max_images",
+            "neighbours",
+            "trackers",
+        }
+    ),
 }
-"""Fields that may change between a checkpoint and the run that goes on from it."""
+"""Fields that may change between a checkpoint and the run that goes on from it.
+
+Images and labels are held to by :attr:`Identity.data`, wherever they lie.
+"""
+
+SAID: Mapping[str, frozenset[str]] = {
+    "optimiser": frozenset({"learning_rate", "head_learning_rate", "clip"}),
+    "run": frozenset({"precision"}),
+}
+"""Fields that a person may change to save a run that went wrong; the change is logged."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must agree with.
+
+    Attributes
+    ----------
+    config
+        Of the run.
+    data
+        What the images and labels are: see
+        :meth:`~dermino_core.pretraining.image_list.ImageList.identity`.
+    """
+
+    config: PretrainConfig
+    data: Mapping[str, str | int]
+
+    def values(self) -> dict[str, Any]:
+        """As plain JSON values, without what may change."""
+        values = json.loads(self.config.model_dump_json())
+        for section, names in FREE.items():
+            for name in names:
+                values[section].pop(name)
+        return {**values, "images and labels": dict(self.data)}
 
 
 @dataclass(frozen=True)
@@ -61,47 +112,37 @@ class Position:
     world_size: int
 
 
-def binding(config: PretrainConfig) -> dict[str, Any]:
-    """The configuration as plain JSON values, without :data:`WITHOUT_CONSEQUENCE`."""
-    values = json.loads(config.model_dump_json())
-    for section, names in WITHOUT_CONSEQUENCE.items():
-        for name in names:
-            values[section].pop(name)
-    return values
-
-
 def save_checkpoint(
     folder: Path,
     position: Position,
-    config: PretrainConfig,
+    identity: Identity,
     trained: nn.Module,
     untrained: Mapping[str, nn.Module],
     optimiser: torch.optim.Optimizer,
     processes: Processes,
 ) -> None:
-    """Write `step-N.pt` atomically and remove all but the newest `run.keep_checkpoints`.
+    """Write `images-N.pt` atomically and remove all but the newest `run.keep_checkpoints`.
 
     All processes call this; the first writes. Sharded parameters are gathered.
     """
-    weights, moments = _states(trained, optimiser)
     content = {
         "format": FORMAT,
         "position": vars(position),
-        "config": binding(config),
-        "trained": weights,
-        "untrained": {name: gathered(module) for name, module in untrained.items()},
-        "optimiser": moments,
+        "identity": identity.values(),
+        "trained": whole_state(trained),
+        "untrained": {name: whole_state(module) for name, module in untrained.items()},
+        "optimiser": optimiser_state(trained, optimiser),
     }
     if processes.leads:
-        with open_atomically(folder / f"step-{position.step:08d}.pt") as file:
+        with open_atomically(folder / f"images-{position.images:012d}.pt") as file:
             torch.save(content, file)
-        for _, old in checkpoints_in(folder)[: -config.run.keep_checkpoints]:
+        for _, old in checkpoints_in(folder)[: -identity.config.run.keep_checkpoints]:
             old.unlink(missing_ok=True)
     processes.wait()
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """Step and file of every checkpoint, oldest first."""
+    """Images seen and file of every checkpoint, oldest first."""
     found = [
         (int(match.group(1)), file)
         for file in (folder.iterdir() if folder.is_dir() else ())
@@ -110,10 +151,22 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def read_checkpoint(folder: Path, config: PretrainConfig) -> tuple[dict[str, Any], Position] | None:
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process was writing."""
+    for file in folder.glob(".images-*"):
+        file.unlink(missing_ok=True)
+
+
+def read_checkpoint(
+    folder: Path, identity: Identity
+) -> tuple[dict[str, Any], Position, list[str]] | None:
     """The newest checkpoint that can be read, None if there is none.
 
     A damaged file is passed over with a warning as long as an older one is whole.
+
+    Returns
+    -------
+    Its content, its position, and those fields of :data:`SAID` that have changed since.
 
     Raises
     ------
@@ -126,7 +179,7 @@ def read_checkpoint(folder: Path, config: PretrainConfig) -> tuple[dict[str, Any
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
             position = Position(**content["position"])
-            made_by = content["config"]
+            made_by = content["identity"]
         except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as e:
             logger.warning("%s cannot be read (%s); trying an older one", file, str(e)[:200])
             continue
@@ -137,15 +190,17 @@ def read_checkpoint(folder: Path, config: PretrainConfig) -> tuple[dict[str, Any
                 where=file,
                 fix="Go on with the version of dermino that wrote it, or use another --out.",
             )
-        if different := sorted(_different(made_by, binding(config))):
+        different = sorted(_different(made_by, identity.values()))
+        said = {f"{section}.{name}" for section, names in SAID.items() for name in names}
+        if refused := [name for name in different if name not in said]:
             raise DerminoError(
                 "CHECKPOINT_INVALID",
-                "The checkpoint is from another configuration; these fields differ: "
-                f"{', '.join(different)}.",
+                "The checkpoint is from another configuration; what differs: "
+                f"{', '.join(refused)}.",
                 where=file,
                 fix="Use the configuration in run.json to go on, or another --out to start anew.",
             )
-        return content, position
+        return content, position, different
     if found:
         raise DerminoError(
             "CHECKPOINT_INVALID",
@@ -163,58 +218,10 @@ def restore(
     optimiser: torch.optim.Optimizer,
 ) -> None:
     """Put a checkpoint's content into modules and optimiser, strictly."""
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions,
-        set_model_state_dict,
-        set_state_dict,
-    )
-
-    if _is_sharded(trained):
-        options = StateDictOptions(full_state_dict=True)
-        set_state_dict(
-            trained,
-            optimiser,
-            model_state_dict=content["trained"],
-            optim_state_dict=content["optimiser"],
-            options=options,
-        )
-    else:
-        trained.load_state_dict(content["trained"])
-        optimiser.load_state_dict(content["optimiser"])
+    restore_state(trained, content["trained"])
+    restore_optimiser(trained, optimiser, content["optimiser"])
     for name, module in untrained.items():
-        if _is_sharded(module):
-            set_model_state_dict(
-                module, content["untrained"][name], options=StateDictOptions(full_state_dict=True)
-            )
-        else:
-            module.load_state_dict(content["untrained"][name])
-
-
-def _states(
-    trained: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not _is_sharded(trained):
-        return trained.state_dict(), optimiser.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, moments = get_state_dict(trained, optimiser, options=options)
-    return weights, moments  # pyright: ignore[reportReturnType]
-
-
-def gathered(module: nn.Module) -> dict[str, Any]:
-    """The state of a module with sharded parameters made whole; all processes must call it."""
-    if not _is_sharded(module):
-        return module.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    gather_no_more(module)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(module, options=options)  # pyright: ignore[reportReturnType]
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    return any(hasattr(parameter, "to_local") for parameter in module.parameters())
+        restore_state(module, content["untrained"][name])
 
 
 def _different(one: Any, other: Any, path: str = "") -> list[str]:

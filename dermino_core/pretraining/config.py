@@ -10,13 +10,27 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share, a probability or a fraction of the run, in 0..1."""
 
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+"""A share of what was before in a moving average that must also take in something new."""
+
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"must ascend, not {pair[0]:g} to {pair[1]:g}")
+    return pair
+
+
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+AreaRange = Annotated[tuple[Positive, Share], AfterValidator(_ascending)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 
 
 def _trackers_here() -> tuple[Literal["tensorboard", "wandb", "mlflow"], ...]:
@@ -48,7 +62,7 @@ class ModelSection(_Section):
         description="bicubic, antialiased; or not antialiased with DINOv2's offset of 0.1",
     )
     frozen_blocks: int = Field(
-        default=0, ge=0, description="first blocks (and patches) never trained"
+        default=0, ge=0, description="first blocks never trained, nor patches and mask token"
     )
     activation_checkpointing: bool = False
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on CUDA")
@@ -76,9 +90,9 @@ class CropsSection(_Section):
         description="default: 7 patches (98 pixels at patch 14), 6 at patch 16 (96 pixels)",
     )
     local_count: int = Field(default=8, ge=0)
-    global_scale: tuple[Positive, Share] = (0.32, 1.0)
-    local_scale: tuple[Positive, Share] = (0.05, 0.32)
-    aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
+    global_scale: AreaRange = (0.32, 1.0)
+    local_scale: AreaRange = (0.05, 0.32)
+    aspect: PositiveRange = (0.75, 4 / 3)
 
 
 class AugmentationSection(_Section):
@@ -96,10 +110,12 @@ class AugmentationSection(_Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.02
     grayscale: Share = 0.0
     blur: tuple[Share, Share, Share] = Field(
-        default=(0.1, 0.1, 0.1), description="global crop 1, global crop 2, local crops"
+        default=(0.1, 0.1, 0.1),
+        description="global crop 1, global crop 2, local crops; DINOv2 as trained: "
+        "[0, 0.9, 0.5], as intended: [1, 0.1, 0.5]",
     )
     blur_kernel: Count = 9
-    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    blur_sigma: PositiveRange = (0.1, 2.0)
     solarise: Share = Field(default=0.0, description="of global crop 2; threshold 128")
 
 
@@ -107,7 +123,7 @@ class MaskingSection(_Section):
     """`[masking]`: block-wise masks of the student's global crops (iBOT)."""
 
     share_of_crops: Share = 0.5
-    ratio: tuple[Share, Share] = (0.1, 0.5)
+    ratio: ShareRange = (0.1, 0.5)
     smallest_block: Count = 4
     aspect: Positive = Field(
         default=0.3, description="blocks have aspect ratios from this to its inverse"
@@ -118,9 +134,9 @@ class MaskingSection(_Section):
 class LossSection(_Section):
     """`[loss]`: weights, and every reading on which paper and code differ."""
 
-    image: Annotated[float, Field(ge=0)] = 1.0
-    patch: Annotated[float, Field(ge=0)] = 1.0
-    koleo: Annotated[float, Field(ge=0)] = 0.1
+    image: Annotated[float, Field(ge=0)] = 0.5
+    patch: Annotated[float, Field(ge=0)] = 0.5
+    koleo: Annotated[float, Field(ge=0)] = 0.01
     supervised: Annotated[float, Field(ge=0)] = 1.0
     anchor: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="1 - cosine of the class token to the initial backbone's"
@@ -133,7 +149,7 @@ class LossSection(_Section):
     targets: Literal["sinkhorn", "centering"] = "sinkhorn"
     sinkhorn_iterations: Count = 3
     sinkhorn_after: Literal["logits", "softmax"] = "logits"
-    centre_momentum: Share = 0.9
+    centre_momentum: BelowOne = 0.9
 
 
 class PrototypesSection(_Section):
@@ -165,25 +181,25 @@ class TeacherSection(_Section):
         description="caps the momentum so that the average reaches back at most this fraction of "
         "the run; 0: as `momentum` says",
     )
-    temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    temperature: PositiveRange = (0.04, 0.07)
     temperature_warmup: Share = 0.3
 
 
 class OptimiserSection(_Section):
     """`[optimiser]`: AdamW."""
 
-    learning_rate: Positive = 2e-4
+    learning_rate: Positive = 6e-4
     scaling: Literal["sqrt", "none"] = Field(
         default="sqrt", description="sqrt: x sqrt(batch / 1024)"
     )
     head_learning_rate: Annotated[float, Field(ge=0)] = Field(
-        default=1e-3, description="of heads and prototypes, not scaled; 0: as the backbone's"
+        default=3e-3, description="of heads and prototypes, not scaled; 0: as the backbone's"
     )
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup: Share = 0.1
-    head_warmup: Share = Field(default=0.1, description="fraction with a frozen backbone")
+    head_warmup: Share = Field(default=0.05, description="fraction with a frozen backbone")
     freeze_last_layer: Share = 0.01
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     weight_decay: tuple[Share, Share] = (0.04, 0.4)
     layer_decay: Share = 0.9
     patch_embed_scale: Share = 0.2

@@ -13,6 +13,8 @@ from dermino_core.errors import DerminoError
 from dermino_core.pretraining.config import PretrainConfig
 from dermino_core.pretraining.presets import PRESETS
 
+_OTHER_LENGTH = {"run.steps": "epochs", "run.epochs": "steps"}
+
 
 def read_config(file: Path, settings: Sequence[str] = ()) -> PretrainConfig:
     """Read a configuration; paths in it are relative to its folder.
@@ -22,7 +24,8 @@ def read_config(file: Path, settings: Sequence[str] = ()) -> PretrainConfig:
     file
         TOML, as :class:`~dermino_core.pretraining.config.PretrainConfig`.
     settings
-        `section.field=value`, values as in TOML; bare words are text. They go last.
+        `section.field=value`, values as in TOML; bare words are text. They go last; `run.steps`
+        takes the place of the file's `run.epochs`, and the other way round.
 
     Raises
     ------
@@ -55,7 +58,7 @@ def resolve_config(
     Parameters
     ----------
     values
-        Nested as the TOML file.
+        Nested as the TOML file. Without a length of the run it has the preset's or the default.
     base
         What relative paths are relative to; None leaves them as they are.
 
@@ -74,8 +77,11 @@ def resolve_config(
         )
     merged = _merge(PRESETS[preset], values)
     run = values.get("run", {})
-    if isinstance(run, dict) and "steps" in run and "epochs" not in run:
-        merged["run"].pop("epochs", None)
+    if isinstance(run, Mapping):
+        below = {"epochs": PretrainConfig().run.epochs, **PRESETS[preset].get("run", {})}
+        if run.get("steps") is not None:
+            del below["epochs"]
+        merged["run"] = {**below, **run}
     try:
         config = PretrainConfig.model_validate(merged)
     except ValidationError as error:
@@ -119,6 +125,9 @@ def _set(values: dict[str, Any], setting: str) -> None:
         if not isinstance(values, dict):
             raise DerminoError("CONFIG_INVALID", f"{setting!r}: {key} is no section.")
     values[keys[-1]] = value
+    other = _OTHER_LENGTH.get(".".join(keys))
+    if other is not None:
+        values.pop(other, None)
 
 
 def _anchored(config: PretrainConfig, base: Path) -> PretrainConfig:

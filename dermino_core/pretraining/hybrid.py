@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dermino_core.backbone_card import Preprocessing
-from dermino_core.losses.image_level import image_level_loss
+from dermino_core.losses.image_level import image_level_loss, share_of_uniform
 from dermino_core.losses.koleo import koleo_loss
 from dermino_core.losses.numerics import float32_island
 from dermino_core.losses.patch_level import patch_level_loss
 from dermino_core.losses.supervised import supervised_loss
 from dermino_core.losses.teacher_scores import SoftmaxCentering, sinkhorn_knopp
 from dermino_core.pretraining.batch import Batch
+from dermino_core.pretraining.colour import to_device
 from dermino_core.pretraining.config import PretrainConfig
 from dermino_core.pretraining.masking import sample_masks
 from dermino_core.pretraining.method import Moment
@@ -60,11 +61,11 @@ class Hybrid:
             self.initial = initial.requires_grad_(requires_grad=False).eval().to(device)
         self.trained = Student(config, vit, prototypes).to(device)
         self.teacher = make_teacher(self.trained, config).to(device)
-        self.centring = nn.ModuleDict()
+        self.centering = nn.ModuleDict()
         if config.loss.targets == "centering":
             heads, momentum = config.heads, config.loss.centre_momentum
             patch = heads.prototypes if heads.shared else heads.patch_prototypes
-            self.centring = nn.ModuleDict(
+            self.centering = nn.ModuleDict(
                 {
                     "image": SoftmaxCentering(heads.prototypes, momentum=momentum),
                     "patch": SoftmaxCentering(patch or heads.prototypes, momentum=momentum),
@@ -131,7 +132,7 @@ class Hybrid:
 
     def untrained(self) -> dict[str, nn.Module]:
         """Teacher and centres."""
-        return {"teacher": self.teacher, "centring": self.centring}
+        return {"teacher": self.teacher, "centering": self.centering}
 
     def exported(self) -> VisionTransformer:
         """The teacher's ViT, or the student's if the configuration says so."""
@@ -165,11 +166,11 @@ class Hybrid:
         self, n_crops: int, views: Views, moment: Moment
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Masks [n, P] or None, where they are true [M], and the crop of each [M]."""
-        device = views.global_crops.device
+        crops = views.global_crops
         if not self.trained.reads_patches:
-            nothing = torch.zeros(0, dtype=torch.int64, device=device)
+            nothing = torch.zeros(0, dtype=torch.int64, device=crops.device)
             return None, nothing, nothing
-        side = views.global_crops.shape[-1] // self.trained.backbone.patch_size
+        side = crops.shape[-1] // self.trained.backbone.patch_size
         masks = sample_masks(
             n_crops,
             (side, side),
@@ -179,9 +180,9 @@ class Hybrid:
         masked = np.flatnonzero(masks)
         crop_of = masked // masks.shape[1]
         return (
-            torch.from_numpy(masks).to(device, non_blocking=True),
-            torch.from_numpy(masked).to(device, non_blocking=True),
-            torch.from_numpy(crop_of).to(device, non_blocking=True),
+            to_device(torch.from_numpy(masks), crops),
+            to_device(torch.from_numpy(masked), crops),
+            to_device(torch.from_numpy(crop_of), crops),
         )
 
     @torch.no_grad()
@@ -210,9 +211,9 @@ class Hybrid:
                 iterations=loss.sinkhorn_iterations,
                 after=loss.sinkhorn_after,
             )
-        centring: Any = self.centring[level]
-        targets = centring(scores, temperature)
-        centring.update(scores)
+        centering: Any = self.centering[level]
+        targets = centering(scores, temperature)
+        centering.update(scores)
         return targets
 
     @torch.no_grad()
@@ -221,12 +222,12 @@ class Hybrid:
         shares: dict[str, Tensor] = {}
         for level in ("image", "patch"):
             if level in targets:
-                uniform = float(np.log(targets[level].shape[-1]))
-                shares[f"uniform/{level}"] = parts[level].detach() / uniform
+                n_prototypes = targets[level].shape[-1]
+                shares[f"uniform/{level}"] = share_of_uniform(parts[level].detach(), n_prototypes)
         if "image" in targets:
             rows = targets["image"].flatten(0, 1)
             entropy = -(rows * rows.clamp(min=1e-12).log()).sum(dim=-1).mean()
-            shares["teacher/entropy"] = entropy / float(np.log(rows.shape[-1]))
+            shares["teacher/entropy"] = share_of_uniform(entropy, rows.shape[-1])
             winners = torch.zeros(rows.shape[-1], device=rows.device)
             winners.scatter_(0, rows.argmax(dim=-1), 1.0)
             # Of as many prototypes as the batch could use.

@@ -6,6 +6,8 @@ a copy.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -202,6 +204,17 @@ class ImageList:
             for entry in self.label_sets
         ]
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+    def identity(self) -> dict[str, str | int]:
+        """What a run's images and labels are, wherever they lie: their number and a digest."""
+        digest = hashlib.sha256(self.codes.tobytes() + self.starts.tobytes())
+        for entry in self.label_sets:
+            digest.update(repr((entry.source, entry.dataset, entry.labels)).encode())
+        for position in range(len(self)):
+            digest.update(
+                os.path.basename(self.name(position)).encode("utf-8", "surrogatepass") + b"\0"
+            )
+        return {"images": len(self), "digest": digest.hexdigest()}
 
     def counts(self) -> dict[str, dict[str, int | float]]:
         """For each source: its images, those with a label that says something, and its weight."""

@@ -21,8 +21,10 @@ from torch import nn
 from dermino_core.errors import DerminoError
 from dermino_core.precision import resolve_precision
 from dermino_core.pretraining.checkpoint import (
+    Identity,
     Position,
     read_checkpoint,
+    remove_unfinished,
     restore,
     save_checkpoint,
 )
@@ -36,6 +38,9 @@ from dermino_core.pretraining.randomness import seed_torch
 from dermino_core.pretraining.running_mean import RunningMean
 from dermino_core.pretraining.schedules import is_head_warmup, settings_at
 from dermino_core.progress import progress_bar
+
+AGREE_SECONDS = 5.0
+"""How long a process may go on after another one was told to stop. torchrun kills after 30."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,13 @@ def length_of(
 
 
 def train(
-    config: PretrainConfig,
+    identity: Identity,
     method: Method,
     loader: BatchLoader,
     n_images: int,
     out: Path,
     processes: Processes,
-    observer: Callable[[Length], Observer],
+    observer: Callable[[Length, Position | None], Observer],
     *,
     resume: bool = False,
 ) -> bool:
@@ -87,6 +92,8 @@ def train(
 
     Parameters
     ----------
+    identity
+        The configuration, and what a checkpoint must agree with.
     n_images
         Images in all sources: the length of an epoch.
     out
@@ -105,6 +112,7 @@ def train(
     DerminoError
         CHECKPOINT_INVALID, or RUN_FAILED when the loss is no longer finite.
     """
+    config = identity.config
     depth = len(method.exported().blocks)  # pyright: ignore[reportArgumentType]
     _freeze_for_good(method, config)
     if processes.world_size > 1 and config.run.sharding == "fsdp":
@@ -112,20 +120,26 @@ def train(
             if hasattr(module, "backbone"):
                 shard(module)
     # Sharding makes new parameters, so they are listed only now.
-    hold = [p for p in method.parts["backbone"].parameters() if p.requires_grad]
+    token = getattr(method.trained, "mask_token", None)
+    tokens = [] if token is None else [token]
+    hold = [*method.parts["backbone"].parameters(), *tokens]
+    hold = [parameter for parameter in hold if parameter.requires_grad]
     optimiser = make_optimiser(method.trained, config.optimiser, method.last_layers, depth=depth)
     folder = out / "checkpoints"
-    found = read_checkpoint(folder, config) if resume else None
+    if processes.leads:
+        remove_unfinished(folder)
+    found = read_checkpoint(folder, identity) if resume else None
     done = None
+    changed: list[str] = []
     if found is not None:
-        content, done = found
+        content, done, changed = found
         restore(content, method.trained, method.untrained(), optimiser)
     length = length_of(config, n_images, processes.world_size, done)
-    watch = observer(length)
-    if done is not None:
-        watch.resumed(length.first, done.world_size, processes.world_size)
-    else:
+    watch = observer(length, done)
+    if done is None:
         watch.measure(0, method)
+    else:
+        watch.resumed(done, changed)
     _compile_blocks(method, config, processes.device)
 
     autocast = _autocast(config, processes.device)
@@ -136,7 +150,7 @@ def train(
     call = method.trained
     frozen: bool | None = None
     method.trained.train()
-    started = time.monotonic()
+    started, seen, agree_every = time.monotonic(), length.first, 1
     with _told_to_stop() as stop, _bar(length, processes) as advance:
         for step in range(length.first, length.steps):
             settings = settings_at(config, step, length.steps, batch_of_all=length.images_per_step)
@@ -156,7 +170,8 @@ def train(
                         losses = method.losses(batch, moment, call)
                     (losses["loss"] / config.run.accumulate).backward()
                 mean.add(losses)
-            mean.add(clip_gradients(method.parts, config.optimiser.clip))
+            beside = {"backbone": tokens}
+            mean.add(clip_gradients(method.parts, config.optimiser.clip, beside))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             method.after_step(moment)
@@ -165,15 +180,16 @@ def train(
             ends = step + 1 == length.steps
             saves = (step + 1) % every == 0 or ends
             looks = (step + 1) % config.monitor.log_every == 0 or saves
-            stopping = processes.any_of_all(stop()) if looks or processes.world_size == 1 else False
+            asks = looks or (step + 1) % agree_every == 0
+            stopping = processes.largest(stop()) > 0 if asks else False
             if looks:
                 seconds = time.monotonic() - started
                 watch.step(step + 1, settings, mean.take(), seconds, loader.wait_seconds)
-                started = time.monotonic()
-            if watch.is_due(step + 1) or ends:
+                pace = processes.largest(seconds) / max(1, step + 1 - seen)
+                agree_every, seen = max(1, int(AGREE_SECONDS / max(pace, 1e-3))), step + 1
+            if watch.is_due(step + 1):
                 watch.measure(step + 1, method)
                 method.trained.train()
-                started = time.monotonic()
             if saves or stopping:
                 watch.flush()
                 position = Position(
@@ -185,19 +201,24 @@ def train(
                 save_checkpoint(
                     folder,
                     position,
-                    config,
+                    identity,
                     method.trained,
                     method.untrained(),
                     optimiser,
                     processes,
                 )
+            if looks or stopping:
+                started = time.monotonic()
             if stopping and not ends:
                 return False
     return True
 
 
 def _freeze_for_good(method: Method, config: PretrainConfig) -> None:
-    """Freeze the first `model.frozen_blocks` blocks and what comes before them."""
+    """Freeze the first `model.frozen_blocks` blocks and what comes before them.
+
+    A mask token is among that: its gradient would have to pass through the frozen blocks.
+    """
     vit: Any = method.parts["backbone"]
     vit = getattr(vit, "vit", vit)
     count = config.model.frozen_blocks
@@ -213,14 +234,16 @@ def _freeze_for_good(method: Method, config: PretrainConfig) -> None:
         vit.norm_pre.requires_grad_(requires_grad=False)
         for parameter in vit.parameters(recurse=False):
             parameter.requires_grad_(requires_grad=False)
+        token = getattr(method.trained, "mask_token", None)
+        if token is not None:
+            token.requires_grad_(requires_grad=False)
         for block in vit.blocks[:count]:
             block.requires_grad_(requires_grad=False)
 
 
 def _freeze_backbone(method: Method, trainable: list[nn.Parameter], *, frozen: bool) -> None:
-    """Hold the backbone still, or let go. A mask token would need gradients through it."""
-    token = getattr(method.trained, "mask_token", None)
-    for parameter in [*trainable, *([] if token is None else [token])]:
+    """Hold the backbone still, or let go."""
+    for parameter in trainable:
         parameter.requires_grad_(not frozen)
 
 
@@ -256,12 +279,15 @@ def _averaging(call: nn.Module, *, last: bool) -> Iterator[None]:
 
 @contextmanager
 def _told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGINT came; a step is never torn apart."""
+    """Whether SIGTERM or SIGINT came. The first waits for the step to end, a second does not."""
     told: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _frame: told.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    def note(number: int, _frame: object) -> None:
+        if told:
+            raise KeyboardInterrupt
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(told)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from dermino_core.backbone_card import Preprocessing
 from dermino_core.console import warn
 from dermino_core.errors import DerminoError
+from dermino_core.pretraining.checkpoint import Position
 from dermino_core.pretraining.config import PretrainConfig
 from dermino_core.pretraining.health import Health
 from dermino_core.pretraining.method import Method
@@ -39,7 +40,15 @@ class Observer:
     probe
         None without `monitor.manifest`.
     first
-        The step that a resumed run goes on from.
+        The step that the run goes on from.
+    done
+        The checkpoint that it goes on from; None for a new run.
+
+    Raises
+    ------
+    DerminoError
+        DEPENDENCY_MISSING without a tracker's package; CHECKPOINT_INVALID if the probe's images
+        are not those of the start.
     """
 
     def __init__(
@@ -53,12 +62,12 @@ class Observer:
         first: int,
         steps: int,
         images_per_step: int,
-        resumed: bool,
+        done: Position | None,
     ) -> None:
         self.config, self.preprocessing, self.processes = config, preprocessing, processes
         self.steps, self.images_per_step = steps, images_per_step
         self.probe = probe
-        self.results: list[tuple[int, ProbeResult]] = []
+        self.last_result: ProbeResult | None = None
         self._health = Health(config, steps)
         self._tracker = None
         if processes.leads:
@@ -66,23 +75,30 @@ class Observer:
                 out,
                 config.monitor.trackers,
                 config.model_dump(mode="json"),
-                first if resumed else None,
+                None if done is None else done.step,
+                steps_now=first,
             )
             self._health.replay(self._tracker.kept)
         self._start_file = out / "probe_start.npz"
+        self._start = None
+        if done is not None and probe is not None and self._start_file.exists():
+            self._start = ProbeStart.load(self._start_file)
+            self._start.check(probe.test_labels)
         self._last = first
         self._unread: Callable[[], None] | None = None
-        share = config.monitor.probe_every
-        self._every = max(1, round(share * steps)) if share > 0 and probe is not None else 0
+        self._every = max(1, round(config.monitor.probe_every * steps))
 
-    def resumed(self, step: int, before: int, now: int) -> None:
-        """Say where the run goes on, and whether the number of processes changed."""
-        text = f"goes on from step {step} of {self.steps}"
-        if before != now:
+    def resumed(self, done: Position, changed: Sequence[str]) -> None:
+        """Say where the run goes on, and what is not as it was."""
+        text = f"goes on from step {self._last} of {self.steps}"
+        now = self.processes.world_size
+        if done.world_size != now:
             text += (
-                f"; {before} processes before, {now} now: from the same number of images, but not "
-                "with the same batches"
+                f"; {done.world_size} processes before, {now} now: from the same number of images, "
+                "but not with the same batches"
             )
+        if changed:
+            text += f"; changed: {', '.join(changed)}"
         self._event(text)
 
     def step(
@@ -124,28 +140,36 @@ class Observer:
 
     def is_due(self, step: int) -> bool:
         """Whether the backbone is to be measured after this step."""
-        return self._every > 0 and step % self._every == 0
+        return self.probe is not None and (step % self._every == 0 or step == self.steps)
 
     def measure(self, step: int, method: Method) -> None:
-        """Measure the backbone that would be exported now."""
-        if self.probe is None:
+        """Measure the backbone that would be exported now, and log it."""
+        result = self.look(method)
+        if result is None:
             return
-        result = self.probe.measure(lambda batch: self._embed(batch, method))
-        self.results.append((step, result))
         if self._tracker is not None:
             record: dict[str, Any] = {"step": step, **result.record()}
             if step == 0:
-                result.start().save(self._start_file)
-            elif self._start_file.exists():
-                record |= result.gain_over(ProbeStart.load(self._start_file))
+                self._start = result.start()
+                self._start.save(self._start_file)
+            elif self._start is not None:
+                record |= result.gain_over(self._start)
             self._tracker.log("probe", record)
             self._warn(self._health.probe(record), step)
 
+    def look(self, method: Method) -> ProbeResult | None:
+        """Measure without a record; None without a probe."""
+        if self.probe is not None:
+            self.last_result = self.probe.measure(lambda batch: self._embed(batch, method))
+        return self.last_result
+
     def close(self) -> None:
         """Write the rest."""
-        self.flush()
-        if self._tracker is not None:
-            self._tracker.close()
+        try:
+            self.flush()
+        finally:
+            if self._tracker is not None:
+                self._tracker.close()
 
     def _embed(self, batch: np.ndarray, method: Method) -> np.ndarray:
         mean = torch.tensor(self.preprocessing.mean).view(3, 1, 1)
@@ -165,12 +189,14 @@ class Observer:
         return resolve_precision(self.config.run.precision, self.processes.device) == "bf16"
 
     def _write(self, record: dict[str, Any]) -> None:
-        if not np.isfinite(record.get("loss", 0.0)):
+        # Gradients are those of all processes, so all of them decide alike.
+        watched = [name for name in record if name == "loss" or name.startswith("gradient/")]
+        if sick := [name for name in watched if not np.isfinite(record[name])]:
             raise DerminoError(
                 "RUN_FAILED",
-                f"The loss is not finite at step {record['step']}.",
-                fix="Lower optimiser.learning_rate, or use run.precision = 'fp32'; then --resume: "
-                "the last checkpoint is from before.",
+                f"Not finite at step {record['step']}: {', '.join(sick)}.",
+                fix="Go on from the last checkpoint, which is from before, with --resume and a "
+                "lower optimiser.learning_rate or run.precision = 'fp32'.",
             )
         if self._tracker is not None:
             self._tracker.log("step", record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from dermino_core.pretraining.config import OptimiserSection
 from dermino_core.pretraining.schedules import Settings
 
 _BLOCK = re.compile(r"(?:^|\.)backbone\.vit\.blocks\.(\d+)\.")
-_BACKBONE = re.compile(r"(?:^|\.)backbone\.")
+_BACKBONE = re.compile(r"(?:^|\.)backbone\.|^mask_token$")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def group_of(
 
     Layer `l` of the backbone's `depth` blocks learns at `layer_decay ** (depth + 1 - l)`, where
     patches, positions and tokens are layer 0 and the last norm is layer `depth` + 1; the patch
-    embedding also at `patch_embed_scale`. Biases, norms, LayerScale, tokens and position
+    embedding also at `patch_embed_scale`. The student's mask token is one of these tokens, as in
+    DINOv2's code, where it belongs to the ViT. Biases, norms, LayerScale, tokens and position
     embeddings do not decay.
     """
     decayed = parameter.ndim > 1 and not name.endswith(("bias", "token", "pos_embed"))
@@ -100,21 +102,27 @@ def apply_settings(optimiser: torch.optim.Optimizer, settings: Settings) -> None
         group["weight_decay"] = settings.weight_decay if group["decayed"] else 0.0
 
 
-def clip_gradients(parts: Mapping[str, nn.Module], largest: float) -> dict[str, Tensor]:
+def clip_gradients(
+    parts: Mapping[str, nn.Module],
+    largest: float,
+    beside: Mapping[str, Iterable[nn.Parameter]] = MappingProxyType({}),
+) -> dict[str, Tensor]:
     """Scale each part's gradient to a norm of at most `largest`; return the norms before.
 
     With `largest` 0 nothing is scaled. The norms stay on the device.
+
+    Parameters
+    ----------
+    beside
+        Parameters outside of a part that are clipped with it, by the part's name.
     """
     norms: dict[str, Tensor] = {}
     for name, part in parts.items():
-        parameters = [p for p in _trainable(part) if p.grad is not None]
+        together = (*part.parameters(), *beside.get(name, ()))
+        parameters = [p for p in together if p.requires_grad and p.grad is not None]
         if parameters:
             limit = largest if largest > 0 else float("inf")
             norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
             whole = getattr(norm, "full_tensor", None)
             norms[f"gradient/{name}"] = (whole() if whole is not None else norm).detach()
     return norms
-
-
-def _trainable(part: nn.Module) -> Iterable[nn.Parameter]:
-    return (parameter for parameter in part.parameters() if parameter.requires_grad)

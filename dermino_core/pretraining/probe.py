@@ -114,6 +114,11 @@ class Probe:
                 self._file,
             )
 
+    @property
+    def test_labels(self) -> npt.NDArray[np.int64]:
+        """Class index of each image of the test half."""
+        return self.labels[self.tested]
+
     def measure(self, embed: Embed) -> ProbeResult:
         """Embed all images and score the features; equal features give equal numbers.
 
@@ -145,7 +150,7 @@ class Probe:
             rank_me=rank,
             neighbour_scores=neighbour,
             linear_scores=linear,
-            test_labels=self.labels[test],
+            test_labels=self.test_labels,
             test_groups=tuple(itertools.compress(self.groups, test)),
             features=features,
             labels=self.labels,

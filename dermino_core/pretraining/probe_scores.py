@@ -90,13 +90,7 @@ class ProbeResult:
         DerminoError
             CHECKPOINT_INVALID if `start` was measured on other images.
         """
-        if not np.array_equal(start.test_labels, self.test_labels):
-            raise DerminoError(
-                "CHECKPOINT_INVALID",
-                "The probe at the start of this run was measured on other images.",
-                where="monitor.manifest",
-                fix="Continue with the manifest and images that the run was started with.",
-            )
+        start.check(self.test_labels)
         gains: dict[str, float] = {}
         for name, before, after in (
             ("knn", start.neighbour_scores, self.neighbour_scores),
@@ -118,6 +112,22 @@ class ProbeStart:
     neighbour_scores: Floats
     linear_scores: Floats
     test_labels: Labels
+
+    def check(self, test_labels: Labels) -> None:
+        """Refuse to be compared with a measurement on other images.
+
+        Raises
+        ------
+        DerminoError
+            CHECKPOINT_INVALID.
+        """
+        if not np.array_equal(self.test_labels, test_labels):
+            raise DerminoError(
+                "CHECKPOINT_INVALID",
+                "The probe at the start of this run was measured on other images.",
+                where="monitor.manifest",
+                fix="Continue with the manifest and images that the run was started with.",
+            )
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all."""

@@ -44,18 +44,23 @@ class Processes:
         """
         if self.world_size == 1 or sharding == "fsdp":
             return module
-        ids = [torch.device(self.device).index or 0] if self.device.startswith("cuda") else None
+        on_gpu = self.device.startswith("cuda")
         return nn.parallel.DistributedDataParallel(
-            module, device_ids=ids, gradient_as_bucket_view=True
+            module,
+            device_ids=[torch.device(self.device).index or 0] if on_gpu else None,
+            gradient_as_bucket_view=True,
+            # Keeps the buckets of the first backward pass, so that a CPU adds up in the same order
+            # before and after a resume.
+            find_unused_parameters=not on_gpu,
         )
 
-    def any_of_all(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; all of them must ask."""
+    def largest(self, value: float) -> float:
+        """The largest of all processes' values; all of them must ask."""
         if self.world_size == 1:
-            return flag
-        value = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+            return value
+        shared = torch.tensor(float(value), device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return float(shared.item())
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -17,7 +17,7 @@ from dermino_core.backbone import save_backbone
 from dermino_core.backbone_card import BackboneCard, Preprocessing
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
-from dermino_core.pretraining.checkpoint import gathered
+from dermino_core.pretraining.checkpoint import Identity, Position
 from dermino_core.pretraining.config import PretrainConfig
 from dermino_core.pretraining.loader import BatchLoader
 from dermino_core.pretraining.loop import Length, train
@@ -29,8 +29,10 @@ from dermino_core.pretraining.processes import Processes, join_processes
 from dermino_core.pretraining.randomness import derived_seed
 from dermino_core.pretraining.sources import ImageList, collect_labels, open_sources
 from dermino_core.pretraining.start import starting_vit
+from dermino_core.pretraining.trackers import check_trackers
 from dermino_core.pretraining.views import check_sizes
 from dermino_core.pretraining.vocabulary import Vocabulary
+from dermino_core.pretraining.whole_state import whole_state
 
 
 @dataclass(frozen=True)
@@ -65,36 +67,39 @@ def pretrain(config: PretrainConfig, out: Path, *, resume: bool = False) -> Outc
         CONFIG_INVALID, OUTPUT_EXISTS, MANIFEST_INVALID, DATA_TOO_FEW, BACKBONE_UNAVAILABLE,
         DEVICE_UNAVAILABLE, DEPENDENCY_MISSING, CHECKPOINT_INVALID, RUN_FAILED.
     """
-    if not resume and (out / "run.json").exists():
-        raise DerminoError(
-            "OUTPUT_EXISTS",
-            "There is a run in this folder already.",
-            where=out,
-            fix="Give another --out, or --resume to go on with it.",
-        )
     with join_processes(config.run.device) as processes:
+        taken = processes.leads and (out / "run.json").exists()
+        if processes.largest(taken) and not resume:
+            raise DerminoError(
+                "OUTPUT_EXISTS",
+                "There is a run in this folder already.",
+                where=out,
+                fix="Give another --out, or --resume to go on with it.",
+            )
         return _run(config, out, processes, resume=resume)
 
 
 def _run(config: PretrainConfig, out: Path, processes: Processes, *, resume: bool) -> Outcome:
     torch.manual_seed(derived_seed(config.run.seed, "initial weights"))
     check_batch(config, processes.world_size)
+    check_trackers(config.monitor.trackers)
     vit, preprocessing = starting_vit(config.model, seed=config.run.seed)
     check_sizes(config, int(vit.patch_embed.patch_size[0]))
     vocabulary = _vocabulary(config)
     images = open_sources(config.data, vocabulary)
     method = make_method(config, vit, preprocessing, vocabulary, device=processes.device)
     probe = None
-    if config.monitor.manifest is not None:
+    if config.monitor.manifest is not None and config.monitor.probe_every > 0:
         probe = Probe(config.monitor, preprocessing)
-    if processes.leads:
-        _write_run(out, config, images, vocabulary, processes)
     loader = BatchLoader(
         config, images, vocabulary, rank=processes.rank, world_size=processes.world_size
     )
+    identity = Identity(config, {**images.identity(), "labels": ", ".join(vocabulary.names)})
     observers: list[Observer] = []
 
-    def observer(length: Length) -> Observer:
+    def observer(length: Length, done: Position | None) -> Observer:
+        if processes.leads:
+            _write_run(out, config, images, vocabulary, processes)
         observers.append(
             Observer(
                 out,
@@ -105,20 +110,24 @@ def _run(config: PretrainConfig, out: Path, processes: Processes, *, resume: boo
                 first=length.first,
                 steps=length.steps,
                 images_per_step=length.images_per_step,
-                resumed=length.first > 0,
+                done=done,
             )
         )
         return observers[0]
 
     try:
         complete = train(
-            config, method, loader, images.n_images, out, processes, observer, resume=resume
+            identity, method, loader, images.n_images, out, processes, observer, resume=resume
         )
     finally:
         for watch in observers:
             watch.close()
     if not complete:
         return Outcome(complete=False, model=None)
+    # Killed after the last checkpoint: the map of the features is still to be drawn.
+    no_map = processes.leads and not (out / "projection.npz").exists()
+    if observers[0].last_result is None and processes.largest(no_map):
+        observers[0].look(method)
     card = _export(method, config, preprocessing, out, processes, images)
     if processes.leads:
         _project(method, vocabulary, observers[0], out)
@@ -137,6 +146,17 @@ def check_batch(config: PretrainConfig, world_size: int) -> None:
     if config.method != "hybrid":
         return
     batch, loss = config.run.batch_size, config.loss
+    with_heads = loss.image + loss.patch + loss.supervised > 0
+    if not with_heads and (loss.koleo + loss.anchor == 0 or config.optimiser.head_warmup > 0):
+        nothing = "Every loss has weight 0" if loss.koleo + loss.anchor == 0 else (
+            "There is no head to warm up while the backbone is frozen"
+        )  # fmt: skip
+        raise DerminoError(
+            "CONFIG_INVALID",
+            f"{nothing}: there is nothing to train.",
+            where="loss",
+            fix="Give a loss a weight, or set optimiser.head_warmup = 0.",
+        )
     if batch < 2 and loss.koleo > 0:
         raise DerminoError(
             "CONFIG_INVALID",
@@ -204,7 +224,7 @@ def _export(
     processes: Processes,
     images: ImageList,
 ) -> BackboneCard | None:
-    weights: dict[str, Any] = gathered(method.exported())
+    weights: dict[str, Any] = whole_state(method.exported())
     if not processes.leads:
         return None
     about = {
@@ -231,9 +251,9 @@ def _export(
 def _project(method: Method, vocabulary: Vocabulary, watch: Observer, out: Path) -> None:
     from dermino_core.reporting.pretraining_page import project
 
-    if not watch.results or watch.probe is None:
+    last = watch.last_result
+    if last is None:
         return
-    _, last = watch.results[-1]
     prototypes: Any = getattr(method.trained, "prototypes", None)
     vectors = None if prototypes is None else prototypes.matrix().detach().float().cpu().numpy()
     project(

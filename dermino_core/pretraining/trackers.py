@@ -7,7 +7,7 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,17 @@ def open_sink(
     DerminoError
         CONFIG_INVALID for an unknown name, DEPENDENCY_MISSING without its package.
     """
+    sink, package = _find(name)
+    return sink(package, folder, config, resume_step)
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """As :func:`open_sink`, without starting anything: for every process of a run."""
+    for name in names:
+        _find(name)
+
+
+def _find(name: str) -> tuple[Any, Any]:
     if name not in _SINKS:
         raise DerminoError(
             "CONFIG_INVALID",
@@ -61,7 +72,7 @@ def open_sink(
             fix=f"Install dermino[{extra}], or leave {name!r} out of monitor.trackers; "
             "metrics.jsonl and report.html need neither.",
         ) from error
-    return sink(package, folder, config, resume_step)
+    return sink, package
 
 
 class TensorBoard:

@@ -39,6 +39,9 @@ class Tracker:
         Optimiser steps done when the run continues: records of later steps, and a last line that
         was cut off, are dropped. None for a new run, which starts an empty file.
 
+    steps_now
+        What `resume_step` is now, if the images of a step have changed; kept records are rescaled.
+
     Attributes
     ----------
     kept
@@ -57,6 +60,8 @@ class Tracker:
         trackers: Iterable[str],
         config: Mapping[str, object],
         resume_step: int | None = None,
+        *,
+        steps_now: int | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._sinks: list[Sink] = [open_sink(n, folder, config, resume_step) for n in trackers]
@@ -64,6 +69,8 @@ class Tracker:
         self.kept: list[dict[str, object]] = []
         if resume_step is not None and path.exists():
             self.kept = [r for r in read_metrics(path) if not _later(r, resume_step)]
+            if steps_now is not None and steps_now != resume_step:
+                self.kept = [_rescaled(r, steps_now / max(1, resume_step)) for r in self.kept]
         write_atomically(path, "".join(_line(record) for record in self.kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -133,6 +140,11 @@ def read_metrics(path: Path) -> list[dict[str, object]]:
 def _later(record: Mapping[str, object], step: int) -> bool:
     at = record.get("step")
     return isinstance(at, int) and at > step
+
+
+def _rescaled(record: Mapping[str, object], factor: float) -> dict[str, object]:
+    step = record.get("step")
+    return {**record, "step": round(step * factor)} if isinstance(step, int) else dict(record)
 
 
 def _line(record: Mapping[str, object]) -> str:

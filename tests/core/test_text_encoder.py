@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dermino_core.errors import DerminoError
-from dermino_core.text_encoder import load_text_encoder
+from dermino_core.text_encoder import CODER, load_text_encoder
 
 NAMES = ["basal cell carcinoma", "BCC", "a", "melanoma, superficial spreading, of the left arm"]
 
@@ -127,6 +127,29 @@ def test_damaged_files_of_a_sentence_encoder(bert: Path, tmp_path: Path, text: s
     (folder / "modules.json").write_text(text, encoding="utf-8")
     with pytest.raises(DerminoError, match="names no pooling"):
         load_text_encoder(str(folder))
+
+
+def test_a_model_of_another_kind_is_named(bert: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    gpt = tmp_path / "gpt"
+    config = transformers.GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    transformers.GPT2Model(config).save_pretrained(gpt)
+    (gpt / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}', "utf-8")
+    (gpt / "merges.txt").write_text("#version: 0.2\na b\n", "utf-8")
+    clip = tmp_path / "clip"
+    layers = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    layers |= {"num_attention_heads": 2}
+    text = layers | {"vocab_size": 64, "max_position_embeddings": 16}
+    vision = layers | {"image_size": 8, "patch_size": 4}
+    both = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=4)
+    transformers.CLIPModel(both).save_pretrained(clip)
+    for file in bert.glob("*token*"):
+        shutil.copy(file, clip)
+    for folder, said in ((gpt, "no token for padding"), (clip, "gives no hidden_size")):
+        with pytest.raises(DerminoError, match=said) as caught:
+            load_text_encoder(str(folder))
+        assert caught.value.code == "BACKBONE_UNAVAILABLE"
+        assert CODER in str(caught.value)
 
 
 def test_what_to_bring_where_there_is_none(bert: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dermino_core.errors import DerminoError
 from dermino_core.losses.numerics import float32_island
 from dermino_core.pretraining.baselines.baseline import Baseline, lightly
 from dermino_core.pretraining.batch import Batch
+from dermino_core.pretraining.colour import to_device
 from dermino_core.pretraining.config import MAESection, PretrainConfig
 from dermino_core.pretraining.method import Moment
 from dermino_core.pretraining.packed_vit import PackedViT
@@ -41,8 +42,7 @@ class MAE(Baseline):
         generator = torch_generator(self.config.run.seed, "masks", moment)
         side = crops.shape[-1] // self.backbone.patch_size
         visible, hidden = sample_visible(len(crops), side * side, self.config.mae.masked, generator)
-        visible = visible.to(crops.device, non_blocking=True)
-        hidden = hidden.to(crops.device, non_blocking=True)
+        visible, hidden = to_device(visible, crops), to_device(hidden, crops)
         predicted = call(crops, visible, hidden)
         loss = pixel_loss(predicted, crops, hidden, self.backbone.patch_size)
         return {"loss": loss, "loss/pixels": loss.detach()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_sinkhorn_uses_prototypes_equally_and_survives_large_logits() -> None:
     assert sinkhorn_knopp(torch.zeros(0, 5), 0.04).shape == (0, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("temperature", [1.0, 0.07])
+@pytest.mark.parametrize("after", ["logits", "softmax"])
+def test_sinkhorn_leaves_the_logits_as_they_are(
+    dtype: torch.dtype, temperature: float, after: Literal["logits", "softmax"]
+) -> None:
+    logits = draw(4, 5, 7).to(dtype)
+    before = logits.clone()
+    first = sinkhorn_knopp(logits, temperature, after=after)
+    assert torch.equal(logits, before)
+    assert torch.equal(first, sinkhorn_knopp(logits, temperature, after=after))
+    # Rows that share their memory.
+    repeated = logits[:1].expand(5, 7)
+    np.testing.assert_allclose(sinkhorn_knopp(repeated, temperature), 1 / 7, rtol=1e-4)
+    assert torch.equal(logits, before)
+
+
 def test_softmax_centering() -> None:
     centering = SoftmaxCentering(4, momentum=0.9)
     batches = [draw(i, 6, 4).numpy() for i in range(3)]
@@ -79,6 +97,9 @@ def test_softmax_centering() -> None:
         )
         centering.update(torch.from_numpy(batch))
         centre = 0.9 * centre + 0.1 * batch.mean(axis=0)
+    before = centering.centre.clone()
+    centering.update(torch.zeros(0, 4))
+    assert torch.equal(centering.centre, before)
 
 
 @pytest.mark.parametrize("pairs", ["other", "same"])

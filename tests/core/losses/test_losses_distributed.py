@@ -39,6 +39,10 @@ available[:3] = 0
 scores = lambda x: sinkhorn_knopp(x.flatten(0, -2), 0.07).reshape(x.shape)
 centering = SoftmaxCentering(6)
 centering.update(student_patch[patches])
+# All masked patches are on the first process, and the second joins with none.
+uneven = slice(0, 10) if rank == 0 else slice(10, 10)
+alone = SoftmaxCentering(6)
+alone.update(teacher_patch[uneven])
 first = 0 if world == 1 or rank == 0 else 4
 losses = [
     image_level_loss(student[:, batch], local[:, batch], scores(teacher[:, batch])),
@@ -49,6 +53,10 @@ losses = [
     supervised_loss(student[:, batch], targets[batch], available[batch]),
     supervised_loss(student[:, batch], targets[batch], available[batch], mean_over="all_images"),
     centering.centre.sum(),
+    *(patch_level_loss(student_patch[uneven],
+                       sinkhorn_knopp(teacher_patch[uneven], 0.07, after=after),
+                       crop[uneven], n_crops=8) for after in ("logits", "softmax")),
+    alone.centre.square().sum(),
 ]
 np.save(f"{out}/losses-{world}-{rank}.npy", torch.stack(losses).numpy())
 if world > 1:

@@ -23,6 +23,7 @@ from dermino_core.pretraining.config_file import resolve_config
 from dermino_core.pretraining.hybrid import Hybrid
 from dermino_core.pretraining.method import Moment
 from dermino_core.pretraining.network import follow
+from dermino_core.pretraining.optimiser import apply_settings, clip_gradients, make_optimiser
 from dermino_core.pretraining.prototypes import DiseasePrototypes
 from dermino_core.pretraining.schedules import settings_at
 
@@ -42,7 +43,7 @@ def configuration(**sections: Any) -> PretrainConfig:
     return resolve_config(base)
 
 
-def hybrid(config: PretrainConfig) -> Hybrid:
+def hybrid(config: PretrainConfig, device: str = "cpu") -> Hybrid:
     torch.manual_seed(0)
     vit = timm.create_model(
         "vit_small_patch14_dinov2", img_size=56, embed_dim=24, depth=2, num_heads=2, num_classes=0
@@ -51,7 +52,7 @@ def hybrid(config: PretrainConfig) -> Hybrid:
         N_LABELS, 24, form="cosine", embeddings=None, trainable=True, seed=0
     )
     with_labels = prototypes if config.loss.supervised else None
-    return Hybrid(config, vit, PREPROCESSING, with_labels, device="cpu")  # pyright: ignore
+    return Hybrid(config, vit, PREPROCESSING, with_labels, device=device)  # pyright: ignore
 
 
 def batch(n: int = 4, *, labelled: bool = True) -> Batch:
@@ -96,7 +97,13 @@ def test_losses_are_those_of_the_parts() -> None:
     patch = patch_level_loss(scores.patches, sinkhorn_knopp(patch_scores, temperature), crop_of, 8)
     koleo = koleo_loss(scores.cls)
     supervised = supervised_loss(scores.diseases, batch().targets, batch().available)
-    expected = image + patch + 0.1 * koleo + supervised
+    weights = config.loss
+    expected = (
+        weights.image * image
+        + weights.patch * patch
+        + weights.koleo * koleo
+        + weights.supervised * supervised
+    )
     torch.testing.assert_close(found["loss"], expected)
     torch.testing.assert_close(found["uniform/image"], (image / math.log(16)).detach())
 
@@ -170,3 +177,34 @@ def test_anchor_is_zero_at_the_start_without_masks() -> None:
     method = hybrid(config)
     method.trained.eval()
     assert float(method.losses(batch(), moment(config), method.trained)["loss/anchor"]) < 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mean_over", ["masked_crops", "all_crops"])
+@pytest.mark.parametrize("targets", ["sinkhorn", "centering"])
+def test_a_step_does_not_wait_for_the_device(targets: str, mean_over: str) -> None:
+    config = configuration(
+        loss={"targets": targets, "patch_mean_over": mean_over, "anchor": 0.5},
+        model={"drop_path": 0.2},
+    )
+    method = hybrid(config, "cuda")
+    optimiser = make_optimiser(method.trained, config.optimiser, method.last_layers, depth=2)
+    images = batch().to("cuda")
+
+    def step(number: int) -> None:
+        now = moment(config, number)
+        apply_settings(optimiser, now.settings)
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = method.losses(images, now, method.trained)
+        losses["loss"].backward()
+        clip_gradients(method.parts, config.optimiser.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        method.after_step(now)
+
+    step(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

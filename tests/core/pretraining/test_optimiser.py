@@ -38,7 +38,8 @@ def student(config: PretrainConfig) -> Student:
         ("backbone.vit.patch_embed.proj.weight", 4, "backbone", 0.2 * 0.9**5, True),
         ("backbone.vit.pos_embed", 3, "backbone", 0.9**5, False),
         ("backbone.vit.cls_token", 3, "backbone", 0.9**5, False),
-        ("mask_token", 2, "head", 1.0, False),
+        ("mask_token", 2, "backbone", 0.9**5, False),
+        ("decoder.vit.mask_token", 3, "head", 1.0, False),
         ("image_head.mlp.0.weight", 2, "head", 1.0, True),
         ("image_head.last_layer.weight", 2, "last_layer", 1.0, True),
         ("prototypes.prototypes", 2, "head", 1.0, True),
@@ -85,3 +86,16 @@ def test_each_part_is_clipped_by_itself() -> None:
     assert float(parts["one"].weight.grad.norm()) == pytest.approx(3.0, rel=1e-4)
     assert float(parts["two"].weight.grad.norm()) == pytest.approx(1.0)
     assert float(clip_gradients(parts, 0.0)["gradient/one"]) == pytest.approx(3.0, rel=1e-4)
+
+
+def test_a_parameter_beside_a_part_is_clipped_with_it() -> None:
+    parts = {"backbone": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 2, bias=False)}
+    token, frozen = nn.Parameter(torch.zeros(1, 4)), nn.Parameter(torch.zeros(2))
+    parts["backbone"].weight.grad = torch.full((2, 2), 4.0)
+    parts["head"].weight.grad = torch.full((2, 2), 0.5)
+    token.grad = torch.full((1, 4), 3.0)
+    norms = clip_gradients(parts, 2.0, {"backbone": [token, frozen]})
+    assert float(norms["gradient/backbone"]) == pytest.approx(10.0)
+    assert float(norms["gradient/head"]) == pytest.approx(1.0)
+    assert float(token.grad.norm()) == pytest.approx(6.0 / 5, rel=1e-4)
+    assert float(parts["backbone"].weight.grad.norm()) == pytest.approx(8.0 / 5, rel=1e-4)

@@ -47,6 +47,7 @@ def write_config(folder: Path, images: Path, batch: int, **run: Any) -> Path:
             "precision": "fp32",
             "device": "cpu",
             "checkpoint_every": 0.5,
+            "keep_checkpoints": 2,
             **run,
         },
         "monitor": {"log_every": 1, "trackers": []},
@@ -99,24 +100,35 @@ def test_two_processes_resume_bit_for_bit(images: Path, tmp_path: Path, sharding
     config = write_config(tmp_path, images, 4, sharding=sharding)
     torchrun(2, config, tmp_path / "run")
     whole = weights(tmp_path / "run")
-    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step-*.pt"))
-    assert [file.name for file in checkpoints] == ["step-00000003.pt", "step-00000006.pt"]
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("images-*.pt"))
+    assert [file.name for file in checkpoints] == [
+        "images-000000000024.pt",
+        "images-000000000048.pt",
+    ]
     checkpoints[-1].unlink()
     torchrun(2, config, tmp_path / "run", "--resume")
     again = weights(tmp_path / "run")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize(("before", "after", "sharding"), [(2, 1, "fsdp"), (1, 2, "fsdp")])
 def test_another_number_of_processes_goes_on_from_the_same_images(
-    images: Path, tmp_path: Path
+    images: Path, tmp_path: Path, before: int, after: int, sharding: str
 ) -> None:
-    config = write_config(tmp_path, images, 4)
-    torchrun(2, config, tmp_path / "run")
-    sorted((tmp_path / "run" / "checkpoints").glob("step-*.pt"))[-1].unlink()
-    said = torchrun(1, config, tmp_path / "run", "--resume")
-    assert "2 processes before, 1 now" in said
+    config = write_config(tmp_path, images, 8 // before, sharding=sharding, steps=12)
+    torchrun(before, config, tmp_path / "run")
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("images-*.pt"))
+    assert [file.stem for file in checkpoints] == ["images-000000000048", "images-000000000096"]
+    checkpoints[-1].unlink()
+    said = torchrun(after, config, tmp_path / "run", "--resume")
+    assert f"{before} processes before, {after} now" in said
     steps = records(tmp_path / "run", "step")
-    assert steps[-1]["images"] == 48
-    assert steps[-1]["step"] == 12
-    assert "from step 6 of 12" in records(tmp_path / "run", "event")[-1]["text"]
+    per_step = after * 8 // before
+    assert steps[-1]["images"] == 96
+    assert [step["step"] for step in steps[-6 * 8 // per_step :]] == [
+        *range(1 + 48 // per_step, 1 + 96 // per_step)
+    ]
+    assert all(step["images"] == step["step"] * per_step for step in steps[-3:])
     assert np.isfinite([step["loss"] for step in steps]).all()
+    left = sorted((tmp_path / "run" / "checkpoints").glob("images-*.pt"))
+    assert left[-1].stem == "images-000000000096"

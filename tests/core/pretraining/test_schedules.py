@@ -50,7 +50,7 @@ def test_the_last_layer_is_held_for_one_per_cent(steps: int) -> None:
 
 
 def test_head_warmup_holds_the_backbone_and_then_warms_it_up() -> None:
-    config = PretrainConfig()
+    config = resolve_config({"optimiser": {"head_warmup": 0.1, "head_learning_rate": 1e-3}})
     steps = 200
     rates = [settings_at(config, s, steps, batch_of_all=1024).backbone_rate for s in range(steps)]
     assert all(rate == 0.0 for rate in rates[:20])
