@@ -7,9 +7,9 @@ start from DINOv2 weights, and the reasons are these.
   so hue moves by 0.02 at most, nothing is made gray and nothing is solarised.
 - Heads start random; their gradients would wreck a pretrained backbone. So the backbone is frozen
   for the first part of the run (`optimiser.head_warmup`), its learning rate is a fraction of the
-  heads', and the self-distillation weighs half and KoLeo a tenth of what they do in DINOv2: with
-  their weights, and a few thousand images, KoLeo alone made the gradient three times as large as
-  the supervised loss did, and clipping then slowed down what the labels teach.
+  heads', and self-distillation weighs half and KoLeo a tenth of what they do in DINOv2: with their
+  weights, on 700 labelled images, the backbone's gradient had a norm of 7 to 11 where that of the
+  supervised loss alone had 2 to 4, and clipping at 3 then slows down what the labels teach.
 - The teacher's memory is capped at a tenth of the run: with a momentum of 0.996 to 1 a run of 500
   steps would export the weights it started with.
 - Heads and targets: separate heads, Sinkhorn-Knopp on the logits, patch loss averaged over the

@@ -22,6 +22,7 @@ import torch
 from dermino_core.backbone_card import Preprocessing
 from dermino_core.precision import resolve_device, resolve_precision
 from dermino_core.pretraining.batch import Batch
+from dermino_core.pretraining.checkpoint import Identity
 from dermino_core.pretraining.config import PretrainConfig
 from dermino_core.pretraining.hybrid import Hybrid
 from dermino_core.pretraining.loop import Length, train
@@ -130,12 +131,13 @@ def measure_dermino(plan: Plan, mode: str) -> Timing:
         loader, n_images = Resident(random_batch(config, device)), config.run.batch_size
     watch: Any = Stopwatch()
 
-    def observer(length: Length) -> Any:
-        del length
+    def observer(length: Length, done: object) -> Any:
+        del length, done
         return watch
 
+    identity, alone = Identity(config, {}), Processes(0, 1, device)
     with tempfile.TemporaryDirectory(prefix="dermino-bench-") as out:
-        train(config, method, loader, n_images, Path(out), Processes(0, 1, device), observer)
+        train(identity, method, loader, n_images, Path(out), alone, observer)
     return Timing(watch.seconds[1:], watch.waited[1:], device_mib(device))
 
 

@@ -94,7 +94,7 @@ def test_what_is_noticed(tmp_path: Path) -> None:
         f"4 images are not in {tmp_path}",
         "you must decide about: psoriasis, wart",
     ]
-    assert "demo' has random weights" in notes[3]
+    assert "demo' knows drawn lesions only" in notes[3]
     assert "not independent" in notes[4]
     assert read_site(file).labels == {"melanoma": "malignant"}
     assert "# DECIDE: 2 images. One of benign, malignant" in file.read_text()

@@ -18,7 +18,8 @@ from dermino_core.backbone_weights import fill_randomly, infer_architecture
 from dermino_core.errors import DerminoError
 
 TINY = "vit_tiny_patch16_224"
-DEMO_FINGERPRINT = "a1d54d6c8f29"
+DEMO_SIZE = 128
+RANDOM_FINGERPRINT = "f16ce6883249"
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +43,15 @@ def images(count: int, size: int = 224) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_demo_is_the_same_on_every_machine() -> None:
-    card = describe_backbone("demo", cache_dir=None)
-    assert (card.width, card.patch_size, card.pretrained) == (192, 16, False)
-    assert card.fingerprint == describe_backbone("demo", cache_dir=None).fingerprint
-    assert card.fingerprint.startswith(DEMO_FINGERPRINT)
+def test_random_weights_are_the_same_on_every_machine() -> None:
+    card = describe_backbone("random:test_vit", cache_dir=None)
+    assert (card.width, card.patch_size, card.pretrained) == (64, 16, False)
+    assert card.fingerprint.startswith(RANDOM_FINGERPRINT)
 
 
 def test_demo_embeds_and_rows_do_not_depend_on_neighbours() -> None:
     backbone = load_backbone("demo", precision="fp32", device="cpu")
-    batch = images(19)
+    batch = images(19, DEMO_SIZE)
     features = backbone.embed(batch)
     assert features.shape == (19, 192)
     assert features.dtype == np.float32
@@ -74,9 +74,12 @@ def test_embedding_equals_timm_on_normalised_pixels(tiny_file: Path) -> None:
     np.testing.assert_allclose(backbone.embed(batch), reference, atol=2e-4)
 
 
-@pytest.mark.parametrize("batch", [images(1).astype(np.float32), images(1, 112), images(1)[0]])
+@pytest.mark.parametrize(
+    "batch",
+    [images(1, DEMO_SIZE).astype(np.float32), images(1, 112), images(1, DEMO_SIZE)[0]],
+)
 def test_embed_refuses_other_batches(batch: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"expected uint8 \[B, 224, 224, 3\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 \[B, 128, 128, 3\]"):
         load_backbone("demo", precision="fp32", device="cpu").embed(batch)
 
 
@@ -252,7 +255,7 @@ def test_a_backbone_folder_comes_back(tmp_path: Path, tiny_weights, tiny_file: P
 
 @pytest.mark.slow
 def test_compiled_and_frozen_gives_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = images(5)
+    batch = images(5, DEMO_SIZE)
     plain = load_backbone("demo", precision="bf16", device="cpu").embed(batch)
     monkeypatch.setenv("DERMINO_COMPILE", "1")
     backbone = load_backbone("demo", precision="bf16", device="cpu")
@@ -271,7 +274,7 @@ def test_a_broken_compiler_leaves_the_backbone_running(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "compile", broken)
     backbone = load_backbone("demo", precision="fp32", device="cpu")
     assert not backbone.compiled
-    assert backbone.embed(images(2)).shape == (2, 192)
+    assert backbone.embed(images(2, DEMO_SIZE)).shape == (2, 192)
 
 
 @pytest.mark.slow

@@ -463,7 +463,7 @@ def test_warnings_name_what_a_reader_must_know(results: Results) -> None:
     text = words(render_page(bad))
     for part in (
         "This was a rehearsal",
-        "no number on this page has a meaning",
+        "no number on this page says anything about skin",
         "Only 2 of 5 rounds were done.",
         "Missing at the end of the run: ph2.",
         "1 reply was missing or not usable",

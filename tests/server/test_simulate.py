@@ -133,7 +133,7 @@ def test_results_say_what_was_compared(finished: Path) -> None:
     assert results.cross_site.rows == results.cross_site.columns == sorted(SITES)
     assert set(results.seconds) == {"prepare", "federate", "baselines"}
     assert results.missing_sites == []
-    assert any("random weights" in warning for warning in results.warnings)
+    assert any("drawn lesions only" in warning for warning in results.warnings)
     assert any("smallest class" in warning for warning in results.warnings)
 
 
