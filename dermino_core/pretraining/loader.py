@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -136,18 +137,7 @@ class BatchLoader:
         )
 
     def _next(self, loading: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        try:
-            read = next(loading)
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise DerminoError(
-                "RUN_FAILED",
-                f"A process that decodes images died: {' '.join(str(error).split())}",
-                where="data.workers",
-                fix="If memory or shared memory (/dev/shm) ran out, lower data.workers or "
-                "data.prefetch, or enlarge it (docker run --shm-size=16g).",
-            ) from error
+        read = next(loading)
         if "failure" in read:
             raise read["failure"]
         for position, reason in read.pop("unreadable"):
@@ -238,6 +228,29 @@ class _Batches(Dataset[dict[str, Any]]):
             where=self._images.name(position),
             fix="See that the disk that holds the images is there, then --resume.",
         )
+
+
+@contextmanager
+def worker_deaths_named() -> Iterator[None]:
+    """Turn torch's word of a dead worker, which may come at any time, into an error that helps.
+
+    Raises
+    ------
+    DerminoError
+        RUN_FAILED.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise DerminoError(
+            "RUN_FAILED",
+            f"A process that decodes images died: {' '.join(str(error).split())}",
+            where="data.workers",
+            fix="If memory or shared memory (/dev/shm) ran out, lower data.workers or "
+            "data.prefetch, or enlarge it (docker run --shm-size=16g); then --resume.",
+        ) from error
 
 
 def _stand_ins(images: ImageList, position: int) -> list[int]:

@@ -19,7 +19,7 @@ from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 from dermino_core.pretraining.checkpoint import Identity, Position
 from dermino_core.pretraining.config import PretrainConfig
-from dermino_core.pretraining.loader import BatchLoader
+from dermino_core.pretraining.loader import BatchLoader, worker_deaths_named
 from dermino_core.pretraining.loop import Length, train
 from dermino_core.pretraining.method import Method
 from dermino_core.pretraining.methods import make_method
@@ -116,9 +116,10 @@ def _run(config: PretrainConfig, out: Path, processes: Processes, *, resume: boo
         return observers[0]
 
     try:
-        complete = train(
-            identity, method, loader, images.n_images, out, processes, observer, resume=resume
-        )
+        with worker_deaths_named():
+            complete = train(
+                identity, method, loader, images.n_images, out, processes, observer, resume=resume
+            )
     finally:
         for watch in observers:
             watch.close()

@@ -156,17 +156,6 @@ def test_workers_change_nothing_and_outlive_signals(manifests: list[Path]) -> No
     assert_same(found, alone)
 
 
-@pytest.mark.slow
-def test_a_worker_that_dies_is_one_clear_sentence(manifests: list[Path]) -> None:
-    batches = load(configure(manifests, workers=1)).batches(0)
-    next(batches)
-    for worker in children():
-        os.kill(worker, signal.SIGKILL)
-    with pytest.raises(DerminoError, match="process that decodes images died") as caught:
-        list(itertools.islice(batches, 20))
-    assert caught.value.code == "RUN_FAILED"
-
-
 def children() -> list[int]:
     """Workers that this process started and that still run."""
     from multiprocessing import active_children

@@ -188,6 +188,32 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert len(losses[0]) == STEPS
 
 
+@pytest.mark.slow
+def test_a_decoding_process_that_dies_is_one_clear_sentence(images: Path, tmp_path: Path) -> None:
+    content = values(images, data={**values(images)["data"], "workers": 1})
+    content["run"]["steps"] = 400
+    config = tmp_path / "pretrain.toml"
+    config.write_text(tomli_w.dumps(content), encoding="utf-8")
+    running = start(config, tmp_path / "run")
+    wait_for_steps(tmp_path / "run", 3)
+    for worker in workers_of(running.pid):
+        os.kill(worker, signal.SIGKILL)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 7, said
+    assert "A process that decodes images died" in said
+    assert "Traceback" not in said
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes that `parent` has spawned to decode, not the one that tracks its resources."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8")
+    return [
+        int(child)
+        for child in children.split()
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
 def test_sigterm_keeps_the_last_step(images: Path, tmp_path: Path) -> None:
     content = values(images, run={"checkpoint_every": 0.0, "steps": 400})
     config = tmp_path / "pretrain.toml"
