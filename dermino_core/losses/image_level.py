@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from dermino_core.losses.numerics import float32_island
+from dermino_core.losses.soft_cross_entropy import soft_cross_entropy
 
 
 def image_level_loss(
@@ -63,15 +65,16 @@ def image_level_loss(
         raise ValueError("one global crop and no local crops: there is nothing to compare")
     with float32_island(teacher):
         targets = teacher.float()
-        scores = (student_global.float() / temperature).log_softmax(dim=-1)
-        same = -(targets * scores).sum()
-        # sum over i != j = (sum_i t_i)(sum_j s_j) - sum_i t_i s_i: one product, not N_g^2.
-        every = -(targets.sum(dim=0) * scores.sum(dim=0)).sum()
-        total = same if pairs == "same" else every - same
-        if student_local is not None and n_local:
-            local_scores = (student_local.float() / temperature).log_softmax(dim=-1)
-            total = total - (targets.sum(dim=0) * local_scores.sum(dim=0)).sum()
-        return total / (terms * max(batch, 1))
+        every = targets.sum(dim=0)
+        weights = torch.full((batch,), 1.0 / (terms * max(batch, 1)), device=teacher.device)
+        total = torch.zeros((), device=teacher.device)
+        for view, own in zip(student_global, targets, strict=True):
+            # A view's targets are those of all other global crops: their sum without its own.
+            wish = own if pairs == "same" else every - own
+            total = total + soft_cross_entropy(view, wish, weights, temperature=temperature)
+        for view in () if student_local is None else student_local:
+            total = total + soft_cross_entropy(view, every, weights, temperature=temperature)
+        return total
 
 
 def share_of_uniform(entropy: Tensor, n_prototypes: int) -> Tensor:

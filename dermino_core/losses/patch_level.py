@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dermino_core.losses.numerics import float32_island, mean_count
+from dermino_core.losses.soft_cross_entropy import soft_cross_entropy
 
 
 def patch_level_loss(
@@ -59,6 +60,5 @@ def patch_level_loss(
             divisor = mean_count((masked > 0).sum())
         else:
             divisor = torch.full((), float(n_crops), device=student.device)
-        scores = (student.float() / temperature).log_softmax(dim=-1)
-        entropy = -(teacher.float() * scores).sum(dim=-1)
-        return (entropy / masked[crop]).sum() / divisor
+        weights = 1.0 / (masked[crop] * divisor)
+        return soft_cross_entropy(student, teacher, weights, temperature=temperature)
