@@ -113,7 +113,8 @@ class BatchLoader:
         try:
             while True:
                 started = time.perf_counter()
-                read = self._next(loading[0])
+                # Not in a function of its own: an error's traceback would keep the workers alive.
+                read = self._checked(next(loading[0]))
                 self._waited += time.perf_counter() - started
                 yield Batch(**read)
         finally:
@@ -136,8 +137,7 @@ class BatchLoader:
             generator=torch.Generator(),
         )
 
-    def _next(self, loading: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        read = next(loading)
+    def _checked(self, read: dict[str, Any]) -> dict[str, Any]:
         if "failure" in read:
             raise read["failure"]
         for position, reason in read.pop("unreadable"):
