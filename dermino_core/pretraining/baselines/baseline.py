@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def lightly(module: str) -> Any:
         ) from error
 
 
-class Baseline:
+class Baseline(ABC):
     """A :class:`~dermino_core.pretraining.method.Method` with one trained ViT, which is exported.
 
     Parameters
@@ -77,16 +78,16 @@ class Baseline:
             name for name, _ in self.trained.named_parameters() if "last_layer" in name
         )
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The module to train, around `self.backbone`, on the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, batch: Batch, moment: Moment, call: Callable[..., Any]) -> dict[str, Tensor]:
         """Scalars to log by name; `loss` is what is minimised."""
-        raise NotImplementedError
 
-    def after_step(self, moment: Moment) -> None:
-        """Nothing follows a step."""
+    def after_step(self, moment: Moment) -> None:  # noqa: B027
+        """Nothing follows a step, unless a method says so."""
 
     def untrained(self) -> dict[str, nn.Module]:
         """Nothing beside the trained module."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dermino_core.errors import DerminoError
-from dermino_core.pretraining.packed_vit import PackedBlock, PackedViT, resize_positions
+from dermino_core.pretraining.packed_vit import PackedBlock, PackedViT, attention, resize_positions
 
 TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0, "dynamic_img_size": True}
 
@@ -65,6 +65,24 @@ def test_checkpointing_changes_no_gradient() -> None:
         return packed.vit.patch_embed.proj.weight.grad  # pyright: ignore
 
     torch.testing.assert_close(gradient(checkpointing=True), gradient(checkpointing=False))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_in_either_arithmetic_is_that_of_the_formula(kind: torch.dtype) -> None:
+    """On a CPU bf16 goes another way than torch's kernel; values and gradients are the same."""
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 9, 16).to(kind).requires_grad_() for _ in range(3)]
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    found = attention(*parts)
+    q, k, v = exact
+    expected = (q @ k.transpose(-2, -1) / 16**0.5).softmax(dim=-1) @ v
+    loose = {"rtol": 0.0, "atol": 0.03 if kind == torch.bfloat16 else 1e-5}
+    torch.testing.assert_close(found.double(), expected, **loose)
+    found.float().square().sum().backward()
+    expected.square().sum().backward()
+    for part, reference in zip(parts, exact, strict=True):
+        assert part.grad is not None
+        torch.testing.assert_close(part.grad.double(), reference.grad, rtol=0.05, atol=0.1)
 
 
 def test_masked_patches_do_not_see_their_pixels() -> None:
