@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dermino_core.allocator import freed_memory_kept
 from dermino_core.errors import DerminoError
 from dermino_core.precision import resolve_precision
 from dermino_core.pretraining.checkpoint import (
@@ -151,7 +152,8 @@ def train(
     frozen: bool | None = None
     method.trained.train()
     started, seen, agree_every = time.monotonic(), length.first, 1
-    with _told_to_stop() as stop, _bar(length, processes) as advance:
+    kept = freed_memory_kept(processes.device)
+    with kept, _told_to_stop() as stop, _bar(length, processes) as advance:
         for step in range(length.first, length.steps):
             settings = settings_at(config, step, length.steps, batch_of_all=length.images_per_step)
             if frozen != (now := is_head_warmup(config, step, length.steps)):

@@ -50,7 +50,7 @@ class PackedBlock(Block):
             torch.randperm(len(x), device=x.device)[:keep]
             for keep, x in zip(keeps, xs, strict=True)
         ]
-        some = branch([x[c] for x, c in zip(xs, chosen, strict=True)])
+        some = branch([x.index_select(0, c) for x, c in zip(xs, chosen, strict=True)])
         return [
             x.index_add(0, c, r.to(x.dtype), alpha=len(x) / len(c))
             for x, c, r in zip(xs, chosen, some, strict=True)

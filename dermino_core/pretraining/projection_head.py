@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dermino_core.losses.numerics import float32_island
+from dermino_core.pretraining.unit_rows import unit_rows
 
 EPSILON = 1e-12
 
@@ -59,6 +60,4 @@ class PrototypeLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., K]."""
-        length = torch.linalg.vector_norm(self.weight, dim=-1, keepdim=True).clamp(min=EPSILON)
-        # One reciprocal a row: a division of the whole matrix costs twice as much to differentiate.
-        return F.linear(x, self.weight * length.reciprocal())
+        return F.linear(x, unit_rows(self.weight))
