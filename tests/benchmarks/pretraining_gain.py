@@ -173,8 +173,10 @@ def main() -> None:
     shared = shared_folder()
     if shared is None:
         parser.error("no real images and weights here; set DERMINO_SHARED to their folder")
-    sites = split_sites(shared, arguments.out)
-    cache = arguments.out / "cache"
+    # Paths in a configuration are relative to its file.
+    out = arguments.out.resolve()
+    sites = split_sites(shared, out)
+    cache = out / "cache"
     start = str(shared / "weights" / "dinov2_vits14.safetensors")
     before = measure(sites, start, cache)
     rows = []
@@ -182,11 +184,11 @@ def main() -> None:
         rows.append(["starting weights", task, f"{replicates(sites, scores)[0]:.3f}", "", "", ""])
     results: dict[str, Any] = {"machine": describe(), "steps": arguments.steps}
     for name in arguments.only:
-        run = arguments.out / name.replace(" ", "-")
+        run = out / name.replace(" ", "-")
         file = run.with_suffix(".toml")
         variant = VARIANTS[name]
         steps = round(arguments.steps * variant.steps)
-        content = configuration(shared, arguments.out, steps, variant.changes)
+        content = configuration(shared, out, steps, variant.changes)
         file.write_text(tomli_w.dumps(content), encoding="utf-8")
         began = time.monotonic()
         settings = [part for setting in arguments.set for part in ("--set", setting)]
@@ -199,7 +201,7 @@ def main() -> None:
             rows.append([name, task, f"{value:.3f}", f"{gain:+.3f}", interval, f"{minutes:.1f}"])
     header = ["weights", "task", "AUROC", "gain", "95 % interval", "minutes"]
     print(table(header, rows))
-    (arguments.out / "gain.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (out / "gain.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

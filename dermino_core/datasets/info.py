@@ -1,0 +1,44 @@
+"""What is known of a public data set before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+Prepare = Callable[..., Path]
+"""`prepare(raw, out, ...)`: reads the download in `raw`, returns the manifest it wrote."""
+
+MALIGNANCY = ("benign", "malignant")
+"""Classes of the task `malignancy`."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a user wants to know about a data set before asking for it.
+
+    `label_map` maps the data set's labels onto `classes`; `images` is how many the publication
+    names for this use; `where` says where a person gets it; `options` are the keyword arguments
+    that its `prepare` takes; `reader` is the module that has `prepare`, if it has another name.
+    """
+
+    name: str
+    title: str
+    task: str
+    classes: tuple[str, ...]
+    label_map: Mapping[str, str]
+    images: int
+    modality: Literal["clinical", "dermoscopy", "both"]
+    licence: str
+    where: str
+    paper_use: str
+    options: frozenset[str] = frozenset()
+
+    reader: str = ""
+
+    @property
+    def prepare(self) -> Prepare:
+        """The reader, imported on first use."""
+        return import_module(f"dermino_core.datasets.{self.reader or self.name}").prepare

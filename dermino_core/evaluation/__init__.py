@@ -1,0 +1,1 @@
+"""How good a backbone is: one downstream task per file, on features that are computed once."""
