@@ -12,13 +12,14 @@ from types import MappingProxyType
 from dermino_core.datasets.clinical_sets import CLINICAL_SETS
 from dermino_core.datasets.dermoscopy_sets import DERMOSCOPY_SETS
 from dermino_core.datasets.info import DatasetInfo
+from dermino_core.datasets.pretraining_sets import PRETRAINING_SETS
 from dermino_core.datasets.synthetic_sites import SITES
 from dermino_core.errors import DerminoError
 
 __all__ = ["DATASETS", "DatasetInfo", "find_dataset"]
 
 DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
-    {info.name: info for info in (*CLINICAL_SETS, *DERMOSCOPY_SETS)}
+    {info.name: info for info in (*CLINICAL_SETS, *DERMOSCOPY_SETS, *PRETRAINING_SETS)}
 )
 """Name -> data set."""
 
@@ -36,7 +37,7 @@ def find_dataset(name: str) -> DatasetInfo:
         raise DerminoError(
             "CONFIG_INVALID",
             f"There is no data set called {name!r}.",
-            fix=f"Use one of: {', '.join(DATASETS)}; drawn here: "
+            fix=f"Use one of: {', '.join(sorted(DATASETS))}; drawn here: "
             + ", ".join(site.name for site in SITES)
             + ".",
         )

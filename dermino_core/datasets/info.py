@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 Prepare = Callable[..., Path]
@@ -21,7 +23,9 @@ class DatasetInfo:
 
     `label_map` maps the data set's labels onto `classes`; `images` is how many the publication
     names for this use; `where` says where a person gets it; `options` are the keyword arguments
-    that its `prepare` takes; `reader` is the module that has `prepare`, if it has another name.
+    that its `prepare` takes; `reader` is the module that has `prepare`, if it has another name, and
+    `arguments` are what that is given for this data set; `label_words` says what the labels are
+    where `label_map` does not, or at too great length.
     """
 
     name: str
@@ -37,8 +41,11 @@ class DatasetInfo:
     options: frozenset[str] = frozenset()
 
     reader: str = ""
+    arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    label_words: str = ""
 
     @property
     def prepare(self) -> Prepare:
         """The reader, imported on first use."""
-        return import_module(f"dermino_core.datasets.{self.reader or self.name}").prepare
+        prepare = import_module(f"dermino_core.datasets.{self.reader or self.name}").prepare
+        return partial(prepare, **self.arguments) if self.arguments else prepare

@@ -307,8 +307,11 @@ def test_registry_covers_the_labels_readers_write():
 
 
 def test_registry_lists_names_for_an_unknown_one():
-    with pytest.raises(DerminoError, match="mednode, ph2, fitzpatrick17k"):
+    with pytest.raises(DerminoError, match="no data set called 'isic'") as caught:
         find_dataset("isic")
+    names, _, drawn = (caught.value.fix or "").partition("; drawn here: ")
+    assert names.removeprefix("Use one of: ").split(", ") == sorted(DATASETS)
+    assert drawn.startswith("synthetic-")
 
 
 def test_table_refuses_ragged_rows(tmp_path):

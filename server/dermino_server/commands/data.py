@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,19 @@ from dermino_core.console import EXIT_CODES_HELP, say, warn
 from dermino_core.datasets import DATASETS, DatasetInfo, find_dataset
 from dermino_core.datasets.synthetic_sites import SITES
 from dermino_core.errors import DerminoError
+from dermino_server.commands.dataset_facts import facts, overview, reader_options
 from dermino_server.commands.options import parse_columns
 
 if TYPE_CHECKING:
     from dermino_core.manifest_checks import ManifestReport, Problem
 
+_FEDERATED = ("malignancy", "diagnosis")
+"""Tasks whose labels a site file can map onto benign and malignant."""
+
 ROWS_SHOWN = 5
 """Problems of one kind that `check` shows; the rest is counted."""
+
+_LABELS_SHOWN = 12
 
 data_app = typer.Typer(
     name="data",
@@ -28,21 +35,34 @@ data_app = typer.Typer(
 )
 
 
-@data_app.command("list", epilog="Example: dermino data list")
-def list_datasets() -> None:
-    """List the data sets that `dermino data prepare` knows."""
-    from rich.table import Table
+@data_app.command("list", epilog="Example: dermino data list ham10000 ddi")
+def list_datasets(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Data sets to say everything about.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Say everything about each of them.")
+    ] = False,
+) -> None:
+    """List the data sets that `dermino data prepare` knows.
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "images", "kind", "labels", "where"):
-        table.add_column(heading, justify="right" if heading == "images" else "left")
-    for info in DATASETS.values():
-        labels = ", ".join(info.label_map)
-        table.add_row(info.name, f"{info.images:,}", info.modality, labels, info.where)
-    for site in SITES:
-        labels = ", ".join(site.label_map)
-        table.add_row(site.name, f"{site.images:,}", site.style, labels, "drawn here, needs no RAW")
-    _print(table)
+    With NAMES or --all: also their labels, licence, where to get them and what the paper did with
+    them.
+    """
+    drawn = {site.name: site for site in SITES}
+    known = {name: DATASETS[name] for name in sorted(DATASETS)} | drawn
+    if names or everything:
+        chosen = list(known) if everything else names or []
+        for place, name in enumerate(dict.fromkeys(chosen)):
+            if place:
+                say("")
+            info = drawn[name] if name in drawn else find_dataset(name)
+            say(f"{info.name}: {info.title}")
+            _print(facts(info))
+        return
+    _print(overview(known.values()))
+    say("")
+    say("Labels, licence and where to get one: dermino data list NAME (or --all)")
 
 
 @data_app.command(
@@ -50,13 +70,19 @@ def list_datasets() -> None:
     epilog="Example: dermino data prepare ph2 ~/Downloads/PH2Dataset --out data/ph2",
 )
 def prepare(
-    name: Annotated[str, typer.Argument(help="mednode, ph2, fitzpatrick17k or synthetic-...")],
+    name: Annotated[str, typer.Argument(help="A name that `dermino data list` shows.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the manifest.")],
     raw: Annotated[
         Path | None, typer.Argument(help="Folder of the unpacked download. Not for synthetic-...")
     ] = None,
     partition: Annotated[
         str | None, typer.Option(help="fitzpatrick17k: 2, 3 or 9 classes; 2 by default.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, one of those that `dermino data list NAME` shows. May be given again."
+        ),
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="fitzpatrick17k: fetch its images first.")
@@ -75,7 +101,8 @@ def prepare(
         raise typer.BadParameter(
             f"give the folder of the download. Get it from: {info.where}", param_hint="RAW"
         )
-    options = _options(info, partition)
+    given = [*(option or ()), *([] if partition is None else [f"partition={partition}"])]
+    options = _options(info, given)
     if download:
         _download(info, raw, options)
     manifest = info.prepare(raw, out, **options)
@@ -83,8 +110,8 @@ def prepare(
     missing = manifest.with_name("missing.csv")
     if missing.exists():
         count = len(missing.read_text(encoding="utf-8").splitlines()) - 1
-        warn(f"{count} images of the data set are not here; they are listed in {missing}.")
-    _say_next(info.name, manifest, raw)
+        warn(f"{count} images of the data set are left out; which, and why: {missing}")
+    _say_next(info.name, manifest, raw, federated=info.task in _FEDERATED)
 
 
 @data_app.command(
@@ -139,23 +166,38 @@ def _prepare_synthetic(name: str, raw: Path | None, out: Path) -> None:
     _say_next(name, manifest, out)
 
 
-def _options(info: DatasetInfo, partition: str | None) -> dict[str, str]:
-    if partition is None:
-        return {}
-    if "partition" not in info.options:
-        raise typer.BadParameter(f"{info.name} has no partitions.", param_hint="--partition")
-    return {"partition": partition}
+def _options(info: DatasetInfo, given: Sequence[str]) -> dict[str, object]:
+    """`["split=published"]` -> `{"split": "published"}`, for the reader of `info`."""
+    known = reader_options(info)
+    options: dict[str, object] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--option")
+        if name not in known:
+            raise typer.BadParameter(
+                f"{info.name} has no option {name}. It has: {', '.join(known) or 'none'}.",
+                param_hint="--option",
+            )
+        try:
+            options[name] = float(value) if known[name].is_number else value
+        except ValueError:
+            raise typer.BadParameter(
+                f"{name} is no number: {value!r}.", param_hint="--option"
+            ) from None
+    return options
 
 
-def _download(info: DatasetInfo, raw: Path, options: dict[str, str]) -> None:
-    if info.name != "fitzpatrick17k":
+def _download(info: DatasetInfo, raw: Path, options: Mapping[str, object]) -> None:
+    if (info.reader or info.name) != "fitzpatrick17k":
         raise typer.BadParameter(
             f"{info.name} cannot be downloaded by a command. Get it from: {info.where}",
             param_hint="--download",
         )
     from dermino_core.datasets.fitzpatrick17k import download
 
-    report = download(raw, partition=options.get("partition", "2"))
+    partition = options.get("partition", info.arguments.get("partition", "2"))
+    report = download(raw, partition=str(partition))
     say(
         f"{report.fetched} images fetched, {report.already_here} were here, "
         f"{len(report.not_had)} could not be had."
@@ -169,18 +211,24 @@ def _say_rows(manifest: Path) -> None:
     from collections import Counter
 
     with manifest.open(encoding="utf-8", newline="") as file:
-        labels = Counter(row["label"] for row in csv.DictReader(file))
-    parts = ", ".join(f"{label} {count}" for label, count in labels.most_common())
-    say(f"{manifest}: {labels.total()} images ({parts})")
+        rows = list(csv.DictReader(file))
+    labels = Counter(row["label"] or "no label" for row in rows if "label" in row)
+    parts = [f"{label} {count}" for label, count in labels.most_common(_LABELS_SHOWN)]
+    if len(labels) > _LABELS_SHOWN:
+        parts.append(f"and {len(labels) - _LABELS_SHOWN} more labels")
+    filled = Counter(name for row in rows for name in ("mask", "caption") if row.get(name))
+    parts += [f"{number} with a {name}" for name, number in filled.items()]
+    say(f"{manifest}: {len(rows)} images" + (f" ({', '.join(parts)})" if parts else ""))
 
 
-def _say_next(name: str, manifest: Path, images: Path) -> None:
+def _say_next(name: str, manifest: Path, images: Path, *, federated: bool = True) -> None:
     site = name.removeprefix("synthetic-")
     table, folder = shlex.quote(str(manifest)), shlex.quote(str(images))
     say("")
     say("Next:")
     say(f"  dermino data check {table} --images {folder}")
-    say(f"  dermino-client init --site {site} --images {folder} --labels {table}")
+    if federated:
+        say(f"  dermino-client init --site {site} --images {folder} --labels {table}")
 
 
 def _show(report: ManifestReport) -> None:
