@@ -1,6 +1,6 @@
-"""A frozen vision transformer: named by a specification, described cheaply, loaded once.
+"""A frozen image encoder: named by a specification, described cheaply, loaded once.
 
-`demo`, `random:NAME`, a timm NAME, `[NAME@]FILE.safetensors` or a backbone folder; see
+`demo`, `clip`, `random:NAME`, a timm NAME, `[NAME@]FILE` or a backbone folder; see
 :data:`dermino_core.backbone_spec.SPEC_GRAMMAR`. Features are timm's own pooled values before the
 classifier (for DINOv2 the class token after the last norm).
 """
@@ -23,13 +23,9 @@ from dermino_core.backbone_card import (
     card_to_dict,
     preprocessing_from_dict,
 )
-from dermino_core.backbone_spec import (
-    HUB_FILE,
-    BackboneSpec,
-    find_on_hub,
-    parse_spec,
-    read_folder_description,
-)
+from dermino_core.backbone_catalogue import HUB_FILE
+from dermino_core.backbone_files import FOLDERS, files_of, hub_weights, source_of
+from dermino_core.backbone_spec import BackboneSpec, parse_spec, read_folder_description
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 from dermino_core.precision import Precision, resolve_device, resolve_precision, worth_compiling
@@ -48,9 +44,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-FOLDERS = ("demo", "folder")
-"""Kinds of specifications that are a folder with model.json."""
 
 CPU_BATCH = 16
 """Images per forward pass on a CPU: larger batches fall out of its caches and gain nothing."""
@@ -125,6 +118,16 @@ class Backbone:
             )
         return features
 
+    def patches(self, batch: np.ndarray, depths: int = 4) -> np.ndarray:
+        """Patch features: uint8 [B, H, W, 3] -> float16 [B, depths, H/patch, W/patch, width].
+
+        See :func:`dermino_core.backbone_patches.patch_features`.
+        """
+        from dermino_core.backbone_patches import patch_features
+
+        model = getattr(self._model, "_orig_mod", self._model)  # what a compiled one came from
+        return patch_features(model, self.card, batch, self._values, self.batch_size, depths)
+
     def compile(self) -> None:
         """Compile and freeze the forward pass for batches of `batch_size`, if that works here.
 
@@ -155,10 +158,14 @@ class Backbone:
             part = padded
         # Freezing needs no_grad: constants folded under inference_mode cannot be traced.
         with torch.no_grad() if self.compiled else torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
-            values = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
-            values = values.contiguous().to(self._type)
-            return self._model(values).float().cpu().numpy()
+            return self._model(self._values(part)).float().cpu().numpy()
+
+    def _values(self, part: np.ndarray) -> torch.Tensor:
+        import torch
+
+        pixels = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+        values = pixels.permute(0, 3, 1, 2).float().mul_(self._scale).add_(self._shift)
+        return values.contiguous().to(self._type)
 
     def compile_for(self, n_images: int | None) -> None:
         """Compile if that pays for this number of images; once is enough."""
@@ -197,16 +204,17 @@ def describe_backbone(
     if parsed.kind == "hub":
         weights = Path(hub.get(parsed.text, ""))
         if not weights.is_file():
-            weights = _hub_weights(parsed)
+            weights = hub_weights(parsed)
             hub[parsed.text] = str(weights)
     is_random = parsed.kind == "random"
-    content = parsed.text if is_random else cache.content(_files_of(parsed, weights))
-    key = cache.key(content, parsed.architecture, image_size)
+    content = parsed.text if is_random else cache.content(files_of(parsed, weights))
+    known = parsed.entry.identity if parsed.entry else parsed.architecture
+    key = cache.key(content, known, image_size)
     card = cache.get(key)
     if card is None:
         card = _load_model(parsed, image_size, weights)[1]
         cache.put(key, card)
-    return replace(card, name=parsed.text, source=_source_of(parsed, weights))
+    return replace(card, name=parsed.text, source=source_of(parsed, weights))
 
 
 def load_backbone(
@@ -258,8 +266,8 @@ def checkpoint_of(spec: str) -> Path:
     """
     parsed = parse_spec(spec)
     if parsed.kind == "hub":
-        return _hub_weights(parsed)
-    files = _files_of(parsed, None)
+        return hub_weights(parsed)
+    files = files_of(parsed, None)
     if not files:
         raise DerminoError(
             "CONFIG_INVALID",
@@ -329,6 +337,7 @@ def save_backbone(
 def _load_model(
     spec: BackboneSpec, image_size: int | None, hub_file: Path | None = None
 ) -> tuple[nn.Module, BackboneCard]:
+    from dermino_core.backbone_keys import as_in_timm
     from dermino_core.backbone_weights import (
         RANDOM_SEED,
         build_model,
@@ -348,21 +357,27 @@ def _load_model(
         architecture = spec.architecture or infer_architecture(weights_file)
     else:
         architecture = str(spec.architecture)
-    wanted = _described_preprocessing(spec, described) if described else None
+    entry = spec.entry
+    wanted = entry.preprocessing if entry else None
+    if described:
+        wanted = _described_preprocessing(spec, described)
     model, preprocessing = build_model(
-        architecture, image_size or (wanted.image_size if wanted else None)
+        architecture,
+        image_size or (wanted.image_size if wanted else None),
+        fixed_size=entry is None or entry.fixed_size,
     )
     if wanted:
         preprocessing = replace(wanted, image_size=preprocessing.image_size)
     if spec.kind == "hub":
-        weights_file = hub_file or _hub_weights(spec)
+        weights_file = hub_file or hub_weights(spec)
     if weights_file is None:
         fill_randomly(model, RANDOM_SEED)
         weights = dict(model.state_dict())
     else:
-        weights = load_checkpoint(model, weights_file, architecture)
+        convert = entry.convert if entry else as_in_timm
+        weights = load_checkpoint(model, weights_file, architecture, convert)
     found = fingerprint_weights(architecture, weights, preprocessing)
-    if wanted == preprocessing and found != described["fingerprint"]:
+    if described and wanted == preprocessing and found != described["fingerprint"]:
         raise DerminoError(
             "BACKBONE_MISMATCH",
             "The weights are not the ones that model.json describes (fingerprints differ).",
@@ -376,7 +391,7 @@ def _load_model(
         preprocessing,
         fingerprint=found,
         pretrained=weights_file is not None,
-        source=_source_of(spec, weights_file),
+        source=source_of(spec, weights_file),
     )
 
 
@@ -390,12 +405,14 @@ def _card(
     pretrained: bool,
     source: str,
 ) -> BackboneCard:
+    from dermino_core.backbone_weights import stride_of
+
     parts: Any = model
     return BackboneCard(
         name=name,
         architecture=architecture,
         width=int(parts.num_features),
-        patch_size=int(parts.patch_embed.patch_size[0]),
+        patch_size=stride_of(model),
         preprocessing=preprocessing,
         fingerprint=fingerprint,
         pretrained=pretrained,
@@ -429,45 +446,10 @@ def _check_cuda(device: str) -> None:
         )
 
 
-def _hub_weights(spec: BackboneSpec) -> Path:
-    from dermino_core.backbone_weights import build_model, hub_repository
-
-    name = str(spec.architecture)
-    repository = hub_repository(name)
-    if repository is None:
-        build_model(name, None)
-        raise DerminoError(
-            "BACKBONE_UNAVAILABLE",
-            f"timm has no pretrained weights for {name!r}.",
-            fix=f"Bring a checkpoint, --backbone {name}@FILE.safetensors, or use random:{name}.",
-        )
-    return find_on_hub(repository, name)
-
-
-def _files_of(spec: BackboneSpec, hub_file: Path | None) -> list[Path]:
-    if spec.kind in FOLDERS and spec.path is not None:
-        read_folder_description(spec.path)
-        files = [spec.path / "model.json", spec.path / HUB_FILE]
-        if not files[1].is_file():
-            raise DerminoError(
-                "MODEL_INVALID",
-                f"The backbone folder has no {HUB_FILE}.",
-                where=spec.path,
-                fix="Copy the whole folder again from where it was made.",
-            )
-        return files
-    return [path for path in (hub_file or spec.path,) if path is not None]
-
-
-def _source_of(spec: BackboneSpec, weights: Path | None) -> str:
-    if spec.kind == "random":
-        return "seeded random weights"
-    if spec.kind == "demo":
-        return "comes with dermino"
-    return str(spec.path if spec.path is not None else weights)
-
-
 def _gflops(model: nn.Module, card: BackboneCard) -> float:
+    """Of one image; 0 for a network that is no ViT: what compiling gains there is not measured."""
+    if not hasattr(model, "patch_embed"):
+        return 0.0
     grid = card.preprocessing.image_size // card.patch_size
     tokens = grid * grid + 1
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from dermino_core.backbone_catalogue import HUB_FILE, CatalogueEntry, find_entry
+from dermino_core.backbone_shelf import file_on_shelf, folders_on_shelf, not_here
 from dermino_core.demo_backbone import demo_folder
 from dermino_core.errors import DerminoError
 
@@ -18,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 SPEC_GRAMMAR = """\
 demo                        a small ViT that comes with dermino, pretrained on drawn lesions
-random:NAME                 any ViT that timm knows, with seeded random weights (to measure speed)
+clip, panderm, ...          a backbone that `dermino backbones` lists, by its short name there
+SHORT@/path/FILE            its weights from a file, as released (.pth, .pt, .bin, .safetensors)
+random:NAME                 any ViT that timm knows, or a short name, with seeded random weights
 NAME                        a pretrained ViT of timm, from the Hugging Face hub or its local cache
 /path/FILE.safetensors      a checkpoint; the architecture is read from it
 NAME@/path/FILE.safetensors a checkpoint of the timm architecture NAME
@@ -29,33 +33,37 @@ NAME@/path/FILE.safetensors a checkpoint of the timm architecture NAME
 HUB_TIMEOUT = 4.0
 """Seconds to wait for the hub before calling it out of reach."""
 
-HUB_FILE = "model.safetensors"
-"""The weights file in every timm repository on the hub."""
-
 Kind = Literal["demo", "random", "hub", "file", "folder"]
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A parsed specification: `architecture` is None where the checkpoint has to tell."""
+    """A parsed specification: `architecture` is None where the checkpoint has to tell.
+
+    `entry` is what the catalogue knows of it.
+    """
 
     text: str
     kind: Kind
     architecture: str | None = None
     path: Path | None = None
+    entry: CatalogueEntry | None = None
 
 
 def parse_spec(text: str) -> BackboneSpec:
     """Read a backbone specification.
 
     The grammar is :data:`SPEC_GRAMMAR`. A relative path works too, as long as it has a slash, the
-    suffix `.safetensors`, or exists as a folder.
+    suffix `.safetensors`, or exists as a folder. A backbone folder of that name in the working
+    directory comes before a short name, and a short name before a folder on the shelf
+    (:func:`dermino_core.backbone_shelf.backbone_shelf`).
 
     Raises
     ------
     DerminoError
         CONFIG_INVALID for an empty or malformed specification, BACKBONE_UNAVAILABLE for a file
-        that is not there or is not a .safetensors file.
+        that is not there or is not a .safetensors file, and for a short name whose weights have
+        to be brought by hand and are not here.
     """
     word = text.strip()
     if not word:
@@ -66,10 +74,15 @@ def parse_spec(text: str) -> BackboneSpec:
         name = word.removeprefix("random:")
         if not name:
             raise _malformed(text, "`random:` needs the name of a timm ViT.")
+        if entry := find_entry(name):
+            return BackboneSpec(f"random:{entry.name}", "random", entry.architecture, entry=entry)
         return BackboneSpec(word, "random", name)
     architecture, at, place = word.partition("@")
     if at and (not architecture or not place):
         raise _malformed(text, "`NAME@FILE` needs both a name and a file.")
+    is_folder = not at and (Path(word).expanduser() / "model.json").is_file()
+    if (entry := find_entry(architecture)) and not is_folder:
+        return _known(entry, Path(place).expanduser() if at else None)
     if not at:
         place, architecture = word, ""
     path = Path(place).expanduser()
@@ -92,7 +105,32 @@ def parse_spec(text: str) -> BackboneSpec:
                 fix="Convert it on a trusted machine with safetensors.torch.save_file.",
             )
         return BackboneSpec(word, "file", architecture or None, path)
+    if folder := folders_on_shelf().get(word):
+        return BackboneSpec(word, "folder", None, folder)
     return BackboneSpec(word, "hub", word)
+
+
+def _known(entry: CatalogueEntry, path: Path | None) -> BackboneSpec:
+    """A short name, with or without a file. What is in the file decides its format, not its end."""
+    name = entry.name
+    if path is not None:
+        if entry.own and path.is_dir():
+            return BackboneSpec(f"{name}@{path}", "folder", None, path)
+        if not path.is_file():
+            raise DerminoError(
+                "BACKBONE_UNAVAILABLE",
+                f"The weights file of {entry.title} does not exist.",
+                where=path,
+                fix=f"Correct the path. {not_here(entry).fix}",
+            )
+        return BackboneSpec(f"{name}@{path}", "file", entry.architecture, path, entry)
+    if file := file_on_shelf(entry):
+        return BackboneSpec(name, "file", entry.architecture, file, entry)
+    if folder := folders_on_shelf().get(name):
+        return BackboneSpec(name, "folder", None, folder)
+    if entry.hub is None:
+        raise not_here(entry)
+    return BackboneSpec(name, "hub", entry.architecture, entry=entry)
 
 
 def read_folder_description(folder: Path) -> dict[str, Any]:
@@ -129,10 +167,11 @@ def read_folder_description(folder: Path) -> dict[str, Any]:
     return values
 
 
-def find_on_hub(repository: str, name: str) -> Path:
-    """The weights file of a timm model, from the hub's local cache, else downloaded.
+def find_on_hub(repository: str, name: str, file: str = HUB_FILE, licence: str = "") -> Path:
+    """The weights file of a hub repository, from the hub's local cache, else downloaded.
 
-    Does not wait long for a network that is not there, and obeys HF_HUB_OFFLINE.
+    Does not wait long for a network that is not there, and obeys HF_HUB_OFFLINE. `name` is what
+    the backbone is called here.
 
     Raises
     ------
@@ -144,7 +183,7 @@ def find_on_hub(repository: str, name: str) -> Path:
 
     repository, _, revision = repository.partition("@")
     repository = repository if not repository.endswith("/") else repository + name
-    wanted = {"repo_id": repository, "filename": HUB_FILE, "revision": revision or None}
+    wanted = {"repo_id": repository, "filename": file, "revision": revision or None}
     try:
         return Path(hf_hub_download(**wanted, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -162,11 +201,11 @@ def find_on_hub(repository: str, name: str) -> Path:
         "BACKBONE_UNAVAILABLE",
         f"The weights of {name!r} are not on this machine, and they could not be downloaded: "
         f"{why}.",
-        where=f"{repository}/{HUB_FILE}",
+        where=f"{repository}/{file}",
         fix=(
-            f"On a machine with network, download {HUB_FILE} from "
-            f"https://huggingface.co/{repository}, bring it here, and say "
-            f"--backbone {name}@/path/to/{HUB_FILE}"
+            f"On a machine with network, download {file} from "
+            f"https://huggingface.co/{repository}{licence and f' (licence: {licence})'}, "
+            f"bring it here, and say --backbone {name}@/path/to/{file}"
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Build a ViT and put weights into it: seeded random ones, or a checkpoint with strict keys."""
+"""Build a network and put weights into it: seeded random ones, or a checkpoint with strict keys."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import difflib
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dermino_core.backbone_card import Preprocessing, fingerprint_of
+from dermino_core.backbone_catalogue import (
+    CATALOGUE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SAM_ARCHITECTURE,
+)
+from dermino_core.backbone_keys import as_in_timm
 from dermino_core.errors import DerminoError
+from dermino_core.tensor_files import damaged, read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +28,6 @@ if TYPE_CHECKING:
 DEMO_ARCHITECTURE = "dermino_demo"
 DEMO_IMAGE_SIZE = 128
 RANDOM_SEED = 0
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 KNOWN_SHAPES: dict[tuple[int, int, int, bool, int], str] = {
     (384, 12, 14, True, 0): "vit_small_patch14_dinov2",
@@ -47,12 +52,16 @@ KNOWN_SHAPES: dict[tuple[int, int, int, bool, int], str] = {
 DROPPED_KEYS = frozenset({"mask_token", "head.weight", "head.bias"})
 """Parts of a checkpoint that features do not use: the masked-image token, the classifier."""
 
+_STEPS = "num_batches_tracked"
 
-def build_model(architecture: str, image_size: int | None) -> tuple[nn.Module, Preprocessing]:
-    """An untrained ViT without classifier, and its preprocessing.
+
+def build_model(
+    architecture: str, image_size: int | None, *, fixed_size: bool = True
+) -> tuple[nn.Module, Preprocessing]:
+    """An untrained network without classifier, and its preprocessing.
 
     The default image size is timm's, except for DINOv2: 224 instead of the 518 pixels of its last
-    training phase, as in the paper.
+    training phase, as in the paper. `fixed_size` is False for a network that is no ViT.
 
     Raises
     ------
@@ -70,8 +79,13 @@ def build_model(architecture: str, image_size: int | None) -> tuple[nn.Module, P
             img_size=size, patch_size=16, embed_dim=192, depth=6, num_heads=3, num_classes=0
         )
         return model, Preprocessing(size, 1.0, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+    if architecture == SAM_ARCHITECTURE:
+        size = image_size or 224
+        _check_size(size, 16)
+        return _sam_tower(), Preprocessing(size, 1.0, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models("*vit*"), n=5, cutoff=0.5)
+        known = [*CATALOGUE, *timm.list_models("*vit*")]
+        close = difflib.get_close_matches(architecture, known, n=5, cutoff=0.5)
         raise DerminoError(
             "BACKBONE_UNAVAILABLE",
             f"timm knows no model named {architecture!r}.",
@@ -80,8 +94,9 @@ def build_model(architecture: str, image_size: int | None) -> tuple[nn.Module, P
     cfg: Any = get_pretrained_cfg(architecture)
     default = 224 if "dinov2" in architecture or cfg is None else int(cfg.input_size[-1])
     size = image_size or default
+    given: dict[str, Any] = {"img_size": size} if fixed_size else {}
     try:
-        model = timm.create_model(architecture, pretrained=False, num_classes=0, img_size=size)
+        model = timm.create_model(architecture, pretrained=False, num_classes=0, **given)
     except (AssertionError, TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, AssertionError) and image_size is not None:
             raise DerminoError(
@@ -90,14 +105,36 @@ def build_model(architecture: str, image_size: int | None) -> tuple[nn.Module, P
                 fix="Use a multiple of the patch size.",
             ) from error
         raise _no_vit(architecture) from error
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch is None or not hasattr(model, "num_features"):
+    if fixed_size and not hasattr(getattr(model, "patch_embed", None), "patch_size"):
         raise _no_vit(architecture)
-    _check_size(size, int(patch[0]))
+    _check_size(size, stride_of(model), "patch size" if fixed_size else "stride")
     if cfg is None:
         return model, Preprocessing(size, 1.0, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
     kind = cfg.interpolation if cfg.interpolation in ("bilinear", "bicubic") else "bicubic"
     return model, Preprocessing(size, float(cfg.crop_pct), kind, tuple(cfg.mean), tuple(cfg.std))
+
+
+def _sam_tower() -> nn.Module:
+    """SAM's ViT-B as in LVM-Med: features are the mean over the last block's patches.
+
+    Its relative positions are of 1024 pixels; timm interpolates them to the size of the image.
+    """
+    import timm
+    from torch import nn
+
+    model: Any = timm.create_model(
+        "samvit_base_patch16", pretrained=False, num_classes=0, use_abs_pos=False, neck_chans=0
+    )
+    model.neck = nn.Identity()
+    return model
+
+
+def stride_of(model: nn.Module) -> int:
+    """Pixels along a side for which one position of the last layer stands; a ViT's patch size."""
+    parts: Any = model
+    if hasattr(parts, "patch_embed"):
+        return int(parts.patch_embed.patch_size[0])
+    return int(parts.feature_info[-1]["reduction"])
 
 
 def hub_repository(architecture: str) -> str | None:
@@ -154,7 +191,7 @@ def infer_architecture(file: Path) -> str:
             metadata = checkpoint.metadata() or {}
             shapes = {k: tuple(checkpoint.get_slice(k).get_shape()) for k in checkpoint.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
     named = metadata.get("architecture") or metadata.get("timm_model")
     if named:
         return named
@@ -169,12 +206,18 @@ def infer_architecture(file: Path) -> str:
     return found
 
 
-def load_checkpoint(model: nn.Module, file: Path, architecture: str) -> dict[str, torch.Tensor]:
+def load_checkpoint(
+    model: nn.Module,
+    file: Path,
+    architecture: str,
+    convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = as_in_timm,
+) -> dict[str, torch.Tensor]:
     """Put a checkpoint's weights into `model`, strictly; return them as named in timm.
 
-    Keys may be timm's or those of the original DINOv2 release. The position embedding is resized
-    by timm's own filter; in the returned weights it is as it was in the file.
-    :data:`DROPPED_KEYS` are left out knowingly.
+    `convert` renames the file's tensors; then keys may be timm's or those of the original DINOv2
+    release. The position embedding is resized by timm's own filter; in the returned weights it is
+    as it was in the file. :data:`DROPPED_KEYS`, the classifier and batch norm's count of training
+    steps are left out knowingly.
 
     Raises
     ------
@@ -182,20 +225,15 @@ def load_checkpoint(model: nn.Module, file: Path, architecture: str) -> dict[str
         BACKBONE_UNAVAILABLE for missing, unexpected, misshapen or non-finite tensors, named.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    try:
-        source = {name: tensor.float() for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
+    source = {name: tensor.float() for name, tensor in convert(read_tensors(file)).items()}
     bad = sorted(name for name, tensor in source.items() if not torch.isfinite(tensor).all())
     if bad:
         raise _unfit(file, architecture, [f"not finite: {_few(bad)}"])
-    expected = dict(model.state_dict())
-    patches = source.get("patch_embed.proj.weight")
-    if patches is not None and patches.shape != expected["patch_embed.proj.weight"].shape:
-        raise _unfit(file, architecture, _misshapen(source, expected, ["patch_embed.proj.weight"]))
+    expected = {k: v for k, v in model.state_dict().items() if not k.endswith(_STEPS)}
+    first = "patch_embed.proj.weight"
+    if {first} & set(source) & set(expected) and source[first].shape != expected[first].shape:
+        raise _unfit(file, architecture, _misshapen(source, expected, [first]))
     positions = source.get("pos_embed")
     if "register_tokens" in source:
         source.setdefault("mask_token", torch.zeros(1, source["register_tokens"].shape[-1]))
@@ -205,7 +243,8 @@ def load_checkpoint(model: nn.Module, file: Path, architecture: str) -> dict[str
         weights: dict[str, torch.Tensor] = adapt(source, model) if adapt else source
     except (RuntimeError, KeyError, AttributeError, AssertionError, ValueError) as error:
         raise _unfit(file, architecture, [f"timm cannot convert it ({error})"]) from error
-    weights = {name: tensor for name, tensor in weights.items() if name not in DROPPED_KEYS}
+    dropped = DROPPED_KEYS | _classifier_keys(model)
+    weights = {k: v for k, v in weights.items() if k not in dropped and not k.endswith(_STEPS)}
     problems: list[str] = []
     if missing := sorted(set(expected) - set(weights)):
         problems.append(f"missing: {_few(missing)}")
@@ -214,7 +253,7 @@ def load_checkpoint(model: nn.Module, file: Path, architecture: str) -> dict[str
     problems += _misshapen(weights, expected, sorted(set(weights) & set(expected)))
     if problems:
         raise _unfit(file, architecture, problems)
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict({**model.state_dict(), **weights}, strict=True)
     if positions is not None:
         weights["pos_embed"] = positions
     return weights
@@ -227,6 +266,13 @@ def fingerprint_weights(
     bare = architecture.split(".", maxsplit=1)[0]
     arrays = ((name, tensor.detach().float().numpy()) for name, tensor in weights.items())
     return fingerprint_of(bare, arrays, preprocessing)
+
+
+def _classifier_keys(model: nn.Module) -> set[str]:
+    """Names of the classifier that timm's own checkpoint of this architecture has."""
+    found = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    layers = (found,) if isinstance(found, str) else found
+    return {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
 
 
 def _signature(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int, int, bool, int] | None:
@@ -261,11 +307,11 @@ def _few(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + rest
 
 
-def _check_size(size: int, patch: int) -> None:
+def _check_size(size: int, patch: int, name: str = "patch size") -> None:
     if size <= 0 or size % patch:
         raise DerminoError(
             "CONFIG_INVALID",
-            f"The image size {size} is no multiple of the patch size {patch}.",
+            f"The image size {size} is no multiple of the {name} {patch}.",
             fix=f"Use for example {max(1, round(size / patch)) * patch}.",
         )
 
@@ -279,18 +325,9 @@ def _unfit(file: Path, architecture: str, problems: Sequence[str]) -> DerminoErr
     )
 
 
-def _damaged(file: Path, error: Exception) -> DerminoError:
-    return DerminoError(
-        "BACKBONE_UNAVAILABLE",
-        f"The weights file cannot be read: {error}.",
-        where=file,
-        fix="Copy it again; its size or checksum will differ from the original's.",
-    )
-
-
 def _no_vit(architecture: str) -> DerminoError:
     return DerminoError(
         "BACKBONE_UNAVAILABLE",
         f"{architecture!r} is not a ViT with a free image size.",
-        fix="Choose one of timm's vit_* models.",
+        fix="Choose one of timm's vit_* models, or a name that `dermino backbones` lists.",
     )
