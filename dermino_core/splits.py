@@ -118,6 +118,14 @@ def independent_units(records: Sequence[Record], digests: Sequence[str | None]) 
     return [members[root(key)] for key in keys]
 
 
+def torn_units(units: Sequence[str], split: Sequence[str]) -> list[str]:
+    """The units, by name, that have records on more than one side."""
+    sides: dict[str, set[str]] = defaultdict(set)
+    for unit, side in zip(units, split, strict=True):
+        sides[unit].add(side)
+    return sorted(unit for unit, those in sides.items() if len(those) > 1)
+
+
 def _group_key(record: Record) -> str:
     # The prefix keeps a group "a.jpg" apart from an image "a.jpg".
     return f"image {record.image}" if record.group is None else f"group {record.group}"

@@ -27,7 +27,7 @@ from dermino_core.features import Unreadable, extract_features
 from dermino_core.files import write_atomically
 from dermino_core.labels import apply_label_map
 from dermino_core.manifest import Manifest, Record, read_manifest
-from dermino_core.splits import independent_units, split_records
+from dermino_core.splits import independent_units, split_records, torn_units
 
 SNAPSHOT_VERSION = 2
 
@@ -210,10 +210,7 @@ def split_selection(
         train_share=site.data.train_share,
         where=site.manifest,
     )
-    halves: dict[str, set[str]] = {}
-    for unit, half in zip(units, split, strict=True):
-        halves.setdefault(unit, set()).add(half)
-    if torn := sorted(unit for unit, where in halves.items() if len(where) > 1):
+    if torn := torn_units(units, split):
         raise DerminoError(
             "MANIFEST_INVALID",
             f"The manifest's own split puts {len(torn)} patients, lesions or identical images into "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 from dermino_core import __version__
 from dermino_core.files import write_atomically
 from dermino_core.heads import LinearHead
+from dermino_core.machine import describe_machine
 from dermino_core.metrics import mean_over_sites
 from dermino_core.model_folder import ModelInfo, SiteCount, save_model, write_card
 from dermino_core.results import (
@@ -166,20 +165,6 @@ def _warnings(results: Results) -> list[str]:
         if site.unreadable:
             warnings.append(f"{site.name}: {site.unreadable} images could not be read.")
     return warnings
-
-
-def describe_machine() -> str:
-    """Processor, cores and memory of this machine, for the record."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB memory, {platform.system()}"
 
 
 def save_run(folder: Path, plan: RunPlan, results: Results, head: LinearHead) -> None:

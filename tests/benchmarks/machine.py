@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from dermino_server.outcome import describe_machine
+from dermino_core.machine import describe_machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
