@@ -81,13 +81,11 @@ def _bootstrap(
     about: Mapping[str, str], first: Measure, second: Measure, statistics: str
 ) -> list[Comparison]:
     found = paired_difference(first, second)
-    if found is None or first.n != second.n:
+    if first.replicates is None or second.replicates is None or first.n != second.n:
         return []
+    test, p_value = "paired bootstrap", found.p_value
     if statistics == "paper":
-        assert first.replicates is not None and second.replicates is not None
         test, p_value = "t-test on replicates", paper_t_test(first.replicates, second.replicates)
-    else:
-        test, p_value = "paired bootstrap", found.p_value
     place = (first.method, first.metric)
     return _row(about, place, test, found.difference, found.low, found.high, p_value)
 
@@ -102,9 +100,7 @@ def _delong(about: Mapping[str, str], first: Found, second: Found) -> list[Compa
             continue
         if len(np.unique(first.test_labels)) < 2:
             continue
-        found = delong_test(
-            first.test_labels, scores[:, -1], others[:, -1], units=first.test_units
-        )
+        found = delong_test(first.test_labels, scores[:, -1], others[:, -1], units=first.test_units)
         place = (method, "auroc")
         rows += _row(about, place, "DeLong", found.difference, found.low, found.high, found.p_value)
     return rows

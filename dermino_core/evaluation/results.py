@@ -50,7 +50,9 @@ class Comparison(_Model):
     high: float
     test: str = Field(description="`paired bootstrap`, `DeLong` or `t-test on replicates`")
     p_value: float
-    p_adjusted: float = Field(description="over all comparisons of this file (Holm)")
+    p_adjusted: float = Field(
+        description="Holm, over all data sets and pairs of its task, method, metric, test"
+    )
     beyond_chance: bool = Field(description="p_adjusted below 0.05")
 
 

@@ -29,7 +29,8 @@ from dermino_core.evaluation.results import (
     Score,
     Skipped,
 )
-from dermino_core.evaluation.tasks import TASKS, Options, Work
+from dermino_core.evaluation.tasks import TASKS
+from dermino_core.evaluation.work import Options, Work
 from dermino_core.features import FeatureTable, extract_features
 from dermino_core.files import write_atomically
 from dermino_core.machine import describe_machine
@@ -52,6 +53,10 @@ class Plan:
         fit a data set is listed as skipped; with `whatever_fits` it is passed over in silence.
     cache
         Of features.
+    title
+        Of the report; by default the backbones' names.
+    missing
+        What was asked for and could not be made a cohort.
     """
 
     backbones: Sequence[str]
@@ -61,7 +66,7 @@ class Plan:
     options: Options = field(default_factory=Options)
     whatever_fits: bool = False
     statistics: Literal["percentile", "paper"] = "percentile"
-    title: str = "Evaluation"
+    title: str | None = None
     missing: Sequence[Skipped] = ()
 
 
@@ -91,6 +96,7 @@ class _State:
     projections: list[ProjectionOf] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    leaks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def evaluate(plan: Plan, out: Path) -> EvaluationResults:
@@ -137,8 +143,9 @@ def _evaluate_one(state: _State, cohort: Cohort, spec: str, name: str, fingerpri
         update={"name": name}
     )
     division = divide_cohort(cohort, table, seed=options.seed)
-    notes = state.notes.setdefault(cohort.name, list(division.notes))
-    work = Work(cohort, division, table, spec, options, state.out)
+    state.leaks[cohort.name] = division.notes
+    notes = state.notes.setdefault(cohort.name, [])
+    work = Work(cohort, division, table, name, spec, options, state.out)
     identity = {
         "fingerprint": fingerprint,
         "precision": table.precision,
@@ -146,10 +153,9 @@ def _evaluate_one(state: _State, cohort: Cohort, spec: str, name: str, fingerpri
     }
     for task in plan.tasks:
         if (reason := TASKS[task].why_not(work)) is not None:
-            if not plan.whatever_fits:
-                state.skipped.append(
-                    Skipped(dataset=cohort.name, task=task, code="DATA_TOO_FEW", sentence=reason)
-                )
+            skipped = Skipped(dataset=cohort.name, task=task, code="DATA_TOO_FEW", sentence=reason)
+            if not plan.whatever_fits and skipped not in state.skipped:
+                state.skipped.append(skipped)
             continue
         key = part_key(task=task, options=TASKS[task].depends_on(options), **identity)
         outcome = read_part(state.out / "parts", key)
@@ -167,7 +173,7 @@ def _evaluate_one(state: _State, cohort: Cohort, spec: str, name: str, fingerpri
         state.found.append(Found(cohort.name, task, name, outcome, labels, units))
     notes += [note for note in work.label_notes if note not in notes]
     with state.clock.stage("projection"):
-        state.projections.append(_projection(cohort, division, table, name))
+        state.projections.append(_projection(work))
     state.datasets[cohort.name] = summary(cohort, division, table, notes)
 
 
@@ -182,22 +188,18 @@ def _digest(cohort: Cohort, division: Division, table: FeatureTable) -> str:
     )
 
 
-def _projection(
-    cohort: Cohort, division: Division, table: FeatureTable, backbone: str
-) -> ProjectionOf:
+def _projection(work: Work) -> ProjectionOf:
     from dermino_core.reporting.projection import to_plane
 
-    rows = division.test
+    rows = work.division.test
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), PROJECTED)).astype(int)]
-    place = np.full(len(cohort.records), -1)
-    place[table.rows] = np.arange(len(table.rows))
-    plane = to_plane(np.asarray(table.vectors[place[rows]], dtype=np.float32))
+    plane = to_plane(work.features_of(rows))
     return ProjectionOf(
-        dataset=cohort.name,
-        backbone=backbone,
+        dataset=work.cohort.name,
+        backbone=work.backbone,
         x=[round(float(x), 3) for x in plane[:, 0]],
         y=[round(float(y), 3) for y in plane[:, 1]],
-        label=[cohort.records[row].label or "" for row in rows],
+        label=[work.cohort.records[row].label or "" for row in rows],
     )
 
 
@@ -214,7 +216,7 @@ def _results(state: _State) -> EvaluationResults:
     return EvaluationResults(
         dermino_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        title=plan.title,
+        title=plan.title or _title(list(state.backbones)),
         seed=plan.options.seed,
         replicates=plan.options.replicates,
         statistics=plan.statistics,
@@ -268,7 +270,7 @@ def _curves(found: Found) -> Iterator[CurveOf]:
 
 def _warnings(state: _State) -> list[str]:
     warnings = [
-        f"{info.name} {why}: its numbers say nothing about skin."
+        f"{info.name} {why}: it is here to try the software, not to be used."
         for info in state.backbones.values()
         if (why := info.unfit_because)
     ]
@@ -277,6 +279,7 @@ def _warnings(state: _State) -> list[str]:
             "Intervals are mean +- variance of the replicates, as the paper prints them: they are "
             "far too narrow and are no confidence intervals."
         )
+    warnings += [f"{name}: {note}" for name, those in state.leaks.items() for note in those]
     for data in state.datasets.values():
         if data.unreadable:
             warnings.append(f"{data.name}: {data.unreadable} images could not be read.")
@@ -301,6 +304,10 @@ def _check_names(names: Sequence[str], what: str) -> None:
             f"Two {what} are called {twice[0]!r}.",
             fix="Name them: NAME=FILE.",
         )
+
+
+def _title(backbones: Sequence[str]) -> str:
+    return " against ".join(backbones) if 0 < len(backbones) < 4 else f"{len(backbones)} backbones"
 
 
 def _short_names(specs: Sequence[str]) -> list[str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dermino_core.datasets import DATASETS
+from dermino_core.datasets.info import DatasetInfo
 from dermino_core.errors import DerminoError
 from dermino_core.evaluation.cohort import Cohort, open_cohort
 from dermino_core.evaluation.results import Skipped
-from dermino_core.manifest import read_manifest
+from dermino_core.manifest import Manifest, read_manifest
 
 
 def paper_suite(data: Path, work: Path) -> tuple[list[Cohort], list[Skipped]]:
-    """Read what is there; say what is not.
+    """Read what is there; say what is not. Sets for pretraining only are passed over.
 
     Parameters
     ----------
@@ -30,14 +32,18 @@ def paper_suite(data: Path, work: Path) -> tuple[list[Cohort], list[Skipped]]:
     cohorts: list[Cohort] = []
     missing: list[Skipped] = []
     for name, info in DATASETS.items():
+        if info.task == "pretraining":
+            continue
         raw = data / name
+        if not raw.is_dir() and info.reader:
+            raw = data / info.reader  # parts of one download share its folder
         if not raw.is_dir():
             sentence = f"not under {data}; get it from {info.where}"
             missing.append(_skipped(name, "DATASET_LAYOUT", sentence))
             continue
         try:
             table = read_manifest(info.prepare(raw, work / name), root=raw)
-            cohorts.append(open_cohort(name, table, title=info.title))
+            cohorts.append(open_cohort(name, _as_in_the_paper(table, info), title=info.title))
         except DerminoError as error:
             missing.append(_skipped(name, error.code, error.what))
     if not cohorts:
@@ -49,6 +55,16 @@ def paper_suite(data: Path, work: Path) -> tuple[list[Cohort], list[Skipped]]:
             "`dermino data list` has the names.",
         )
     return cohorts, missing
+
+
+def _as_in_the_paper(table: Manifest, info: DatasetInfo) -> Manifest:
+    """Labels mapped onto the classes of the data set's task; others become unknown."""
+    if not info.label_map:
+        return table
+    records = [
+        replace(record, label=info.label_map.get(record.label or "")) for record in table.records
+    ]
+    return Manifest(table.file, table.root, records, table.notes)
 
 
 def _skipped(name: str, code: str, sentence: str) -> Skipped:

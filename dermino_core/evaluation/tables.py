@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dermino_core.evaluation.comparisons import COMPARED
 from dermino_core.evaluation.measure import EVERYONE
+from dermino_core.evaluation.metric_names import metric_name
 from dermino_core.evaluation.results import EvaluationResults, Score
 from dermino_core.files import write_atomically
 
@@ -27,7 +28,7 @@ _MARKDOWN = re.compile(r"([|\\`*_<>\[\]])")
 class ScoreTable:
     """One metric of one method: backbones down, data sets across.
 
-    `best` has the rows whose value is the largest of a column; `beyond` those that are also
+    `best` has the best value of each column; `beyond` those that are also
     better than every other backbone beyond chance.
     """
 
@@ -61,22 +62,25 @@ def _table(results: EvaluationResults, task: str, method: str, metric: str) -> S
     }
     backbones = tuple(dict.fromkeys(backbone for backbone, _ in cells))
     datasets = tuple(dict.fromkeys(dataset for _, dataset in cells))
+    name = metric_name(metric)
+    lower = name.lower_is_better
+    best_of = min if lower else max
     better = {
-        (row.dataset, *((row.first, row.second)[:: 1 if row.difference > 0 else -1]))
+        (row.dataset, *((row.first, row.second)[:: 1 if (row.difference > 0) != lower else -1]))
         for row in results.comparisons
         if row.beyond_chance
         and row.test != "DeLong"
         and (row.task, row.method, row.metric) == (task, method, metric)
     }
     best, beyond = set(), set()
-    for dataset in datasets if len(backbones) > 1 else ():
+    for dataset in datasets if len(backbones) > 1 and name.ranked else ():
         values = {
             backbone: value
             for backbone in backbones
             if (score := cells.get((backbone, dataset))) and (value := score.value) is not None
         }
         for backbone, value in values.items():
-            if value == max(values.values()):
+            if value == best_of(values.values()):
                 best.add((backbone, dataset))
                 if all(
                     (dataset, backbone, other) in better for other in values.keys() - {backbone}
@@ -171,7 +175,7 @@ def as_latex(results: EvaluationResults) -> str:
 
 
 def _title(table: ScoreTable) -> str:
-    return f"{table.task}, {table.method}: {table.metric}"
+    return f"{table.task}, {table.method}: {metric_name(table.metric).title}"
 
 
 def _legend(results: EvaluationResults) -> str:
@@ -181,7 +185,7 @@ def _legend(results: EvaluationResults) -> str:
         else "mean +- variance of the replicates as in the paper, no confidence interval"
     )
     return (
-        f"Value ({kind}, {results.replicates} replicates). Bold: the largest value. "
+        f"Value ({kind}, {results.replicates} replicates). Bold: the best value. "
         "†: better than every other backbone beyond chance (Holm-adjusted p below 0.05)."
     )
 

@@ -1,106 +1,15 @@
-"""The tasks of an evaluation: what each needs, and how it is run on a cohort's features."""
+"""The tasks of an evaluation by name, and what a data set needs for each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from dermino_core.errors import DerminoError
-from dermino_core.evaluation.cohort import Cohort, Division, labelled_halves
-from dermino_core.evaluation.examples import Halves, Integers
+from dermino_core.evaluation import adapters
 from dermino_core.evaluation.measure import Outcome
-from dermino_core.features import FeatureTable
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person may change about the tasks.
-
-    Attributes
-    ----------
-    seed
-        Of splits, replicates and training.
-    replicates
-        Of the bootstrap.
-    neighbours
-        k of retrieval.
-    class_weights
-        Whether probes weigh classes equally.
-    language_model
-        Of captioning: a hub name or a folder.
-    readers
-        A CSV file of readers' answers to test images.
-    device, precision
-        As :func:`dermino_core.backbone.load_backbone`.
-    """
-
-    seed: int = 0
-    replicates: int = 1000
-    neighbours: int = 5
-    class_weights: bool = False
-    language_model: str = "BioMistral/BioMistral-7B"
-    readers: Path | None = None
-    device: str = "auto"
-    precision: str = "auto"
-
-    def as_json(self) -> dict[str, Any]:
-        """For `run.json`."""
-        return asdict(self) | {"readers": None if self.readers is None else str(self.readers)}
-
-
-@dataclass
-class Work:
-    """One cohort with the features of one backbone, and what its tasks have found so far.
-
-    Attributes
-    ----------
-    spec
-        The backbone, for tasks that need more of it than class tokens.
-    out
-        Run folder; trained heads go to its `models/`.
-    """
-
-    cohort: Cohort
-    division: Division
-    table: FeatureTable
-    spec: str
-    options: Options
-    out: Path
-    earlier: dict[str, Outcome] = field(default_factory=dict)
-
-    @cached_property
-    def _labelled(self) -> tuple[Halves, Integers, list[str]]:
-        return labelled_halves(self.cohort, self.division, self.table)
-
-    @property
-    def halves(self) -> Halves:
-        """Images whose label is of a class that is in both halves."""
-        return self._labelled[0]
-
-    @property
-    def test_rows(self) -> Integers:
-        """Manifest rows of the labelled test images."""
-        return self._labelled[1]
-
-    @property
-    def label_notes(self) -> list[str]:
-        """What was left out; nothing before labels were asked for."""
-        return self._labelled[2] if "_labelled" in self.__dict__ else []
-
-    def test_labels_and_units(self) -> tuple[Integers, tuple[str, ...]]:
-        """Of the labelled test images."""
-        return self.halves.test.labels, self.halves.test.units
-
-    def knows(self, *columns: str) -> bool:
-        """Whether any image has a value in one of these columns of the manifest."""
-        return any(
-            getattr(record, column) is not None
-            for record in self.cohort.records
-            for column in columns
-        )
+from dermino_core.evaluation.work import Options, Work
 
 
 @dataclass(frozen=True)
@@ -114,7 +23,7 @@ class Task:
     why_not
         Why a data set cannot have this task, in a sentence; None if it can.
     options
-        Names of the options that its numbers depend on, beyond seed, replicates and device.
+        Names of the options that its numbers depend on, beyond seed and replicates.
     """
 
     run: Callable[[Work], Outcome]
@@ -128,45 +37,68 @@ class Task:
 
 
 def _needs_labels(work: Work) -> str | None:
-    return None if work.cohort.classes else "no image has a label"
+    return None if len(work.cohort.classes) > 1 else "its images have fewer than two labels"
 
 
-def _needs_columns(*columns: str) -> Callable[[Work], str | None]:
-    def why_not(work: Work) -> str | None:
-        if not work.knows(*columns):
-            return f"the table has no {' or '.join(columns)}"
+def _needs_people(work: Work) -> str | None:
+    if not work.knows("skin_type", "sex", "age"):
+        return "its table has none of the columns skin_type, sex and age"
+    return _needs_labels(work)
+
+
+def _needs_readers(work: Work) -> str | None:
+    if work.options.readers is None:
+        return "no table of readers' answers was given (--readers)"
+    return _needs_labels(work)
+
+
+def _needs_masks(work: Work) -> str | None:
+    return None if work.knows("mask") else "its table has no column mask"
+
+
+def _needs_captions(work: Work) -> str | None:
+    return None if work.knows("caption") else "its table has no column caption"
+
+
+def _needs_follow_up(work: Work) -> str | None:
+    return None if {"time", "event"} <= work.columns else "its table has no columns time and event"
+
+
+def _needs_visits(work: Work) -> str | None:
+    if work.columns & {"date", "day"} and work.columns & {"lesion", "group"}:
         return None
-
-    return why_not
-
-
-def _retrieval(work: Work) -> Outcome:
-    from dermino_core.evaluation.retrieval import retrieval
-
-    options = work.options
-    return retrieval(
-        work.halves,
-        k=options.neighbours,
-        replicates=options.replicates,
-        seed=options.seed,
-        device=options.device,
-    )
+    return "its table has no columns date (or day) and lesion (or group)"
 
 
-def _classification(work: Work) -> Outcome:
-    from dermino_core.evaluation.classification import classification
+TASKS: Mapping[str, Task] = {
+    "retrieval": Task(adapters.run_retrieval, _needs_labels, ("neighbours",)),
+    "classification": Task(adapters.run_classification, _needs_labels, ("class_weights",)),
+    "label_efficiency": Task(adapters.run_label_efficiency, _needs_labels),
+    "calibration": Task(adapters.run_calibration, _needs_labels, ("class_weights",)),
+    "fairness": Task(adapters.run_fairness, _needs_people, ("class_weights",)),
+    "reader_study": Task(adapters.run_reader_study, _needs_readers, ("class_weights", "readers")),
+    "segmentation": Task(adapters.run_segmentation, _needs_masks, ("score_masks_at",)),
+    "captioning": Task(adapters.run_captioning, _needs_captions, ("language_model", "beams")),
+    "survival": Task(adapters.run_survival, _needs_follow_up),
+    "longitudinal": Task(adapters.run_longitudinal, _needs_visits),
+}
+"""In the order in which they run: some use what an earlier one found."""
 
-    options = work.options
-    return classification(
-        work.halves,
-        class_weights=options.class_weights,
-        replicates=options.replicates,
-        seed=options.seed,
-    )
 
+def chosen_tasks(text: str) -> list[str]:
+    """`all`, or names separated by commas, as names in the order in which they run.
 
-def _label_efficiency(work: Work) -> Outcome:
-    from dermino_core.evaluation.label_efficiency import label_efficiency
-
-    options = work.options
-    return label_efficiency(work.halves, replicates=options.replicates, seed=options.seed)
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` for a name that is none.
+    """
+    wanted = [part.strip().replace("-", "_") for part in text.split(",") if part.strip()]
+    if wanted == ["all"]:
+        return list(TASKS)
+    if not wanted or (unknown := [name for name in wanted if name not in TASKS]):
+        said = f"There is no task called {unknown[0]!r}." if wanted else "No task was named."
+        raise DerminoError(
+            "CONFIG_INVALID", said, where="--tasks", fix=f"Use all, or: {', '.join(TASKS)}."
+        )
+    return [name for name in TASKS if name in wanted]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from dermino_core.reporting.markup import escape, scroll_box, table
 from dermino_core.reporting.numbers import (
     UNDEFINED,
@@ -116,26 +118,48 @@ def images_table(results: Results) -> str:
 
 
 def matrix_table(cross: CrossSite, values: list[list[float | None]], metric: str) -> str:
-    """The cross-site matrix as a heatmap whose cells are numbers.
+    """The cross-site matrix as a heatmap; at most 25 rows and columns are drawn."""
+    rows, columns = cross.rows[:MATRIX_LIMIT], cross.columns[:MATRIX_LIMIT]
+    return heat_table(
+        rows,
+        columns,
+        [row[:MATRIX_LIMIT] for row in values[:MATRIX_LIMIT]],
+        corner=("trained at ↓", "tested at →"),
+        caption=metric,
+        label=f"{metric} of the model of each row on each column's images",
+        marked={(name, name) for name in rows},
+    )
 
-    Cells get one of eleven shades for 0, 0.1, … 1; at most 25 rows and columns are drawn.
+
+def heat_table(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    corner: tuple[str, str],
+    caption: str,
+    label: str,
+    marked: Collection[tuple[str, str]] = (),
+) -> str:
+    """Numbers in 0..1 as a heatmap whose cells are numbers. All names are plain text.
+
+    Cells get one of eleven shades for 0, 0.1, … 1; those of `marked` (row, column) a frame.
     """
-    columns = cross.columns[:MATRIX_LIMIT]
     head = "".join(f'<th scope="col"><bdi>{escape(name)}</bdi></th>' for name in columns)
     lines: list[str] = []
-    for name, row in zip(cross.rows[:MATRIX_LIMIT], values[:MATRIX_LIMIT], strict=True):
+    for name, row in zip(rows, values, strict=True):
         cells = "".join(
-            _matrix_cell(value, own=name == column)
-            for column, value in zip(columns, row[:MATRIX_LIMIT], strict=True)
+            _matrix_cell(value, own=(name, column) in marked)
+            for column, value in zip(columns, row, strict=True)
         )
         lines.append(f'<tr><th scope="row"><bdi>{escape(name)}</bdi></th>{cells}</tr>')
-    corner = '<td class="corner">trained at ↓<br>tested at →</td>'
+    first = "<br>".join(map(escape, corner))
     content = (
-        f'<table class="matrix"><caption>{escape(metric)}</caption>'
-        f"<thead><tr>{corner}{head}</tr></thead>"
+        f'<table class="matrix"><caption>{escape(caption)}</caption>'
+        f'<thead><tr><td class="corner">{first}</td>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
-    return scroll_box(content, label=f"{metric} of the model of each row on each column's images")
+    return scroll_box(content, label=label)
 
 
 def _matrix_cell(value: float | None, *, own: bool) -> str:

@@ -9,7 +9,12 @@ import typer
 from dermino_core import __version__
 from dermino_core.console import EXIT_CODES_HELP, say
 from dermino_server.commands.audit import audit
+from dermino_server.commands.backbones import EXAMPLE as BACKBONES_EXAMPLE
+from dermino_server.commands.backbones import backbones
+from dermino_server.commands.caption import caption
 from dermino_server.commands.data import data_app
+from dermino_server.commands.evaluate import EXAMPLE as EVALUATE_EXAMPLE
+from dermino_server.commands.evaluate import SpreadOptions, evaluate
 from dermino_server.commands.federate import federate
 from dermino_server.commands.health import health
 from dermino_server.commands.labels import labels_app
@@ -18,6 +23,7 @@ from dermino_server.commands.pretrain import EXAMPLE as PRETRAIN_EXAMPLE
 from dermino_server.commands.pretrain import pretrain
 from dermino_server.commands.provision import provision
 from dermino_server.commands.report import report
+from dermino_server.commands.segment import segment
 from dermino_server.commands.shards import EXAMPLE as SHARDS_EXAMPLE
 from dermino_server.commands.shards import shards
 from dermino_server.commands.simulate import simulate
@@ -35,6 +41,10 @@ app.command()(federate)
 app.command()(report)
 app.command()(predict)
 app.command(epilog=PRETRAIN_EXAMPLE)(pretrain)
+app.command(epilog=BACKBONES_EXAMPLE)(backbones)
+app.command()(segment)
+app.command()(caption)
+app.command(cls=SpreadOptions, epilog=EVALUATE_EXAMPLE)(evaluate)
 app.command()(provision)
 app.command()(health)
 data_app.command(

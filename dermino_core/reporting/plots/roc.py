@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dermino_core.reporting.plots.colours import MUTED, line_style, model_colour
@@ -14,7 +16,7 @@ from dermino_core.reporting.plots.svg import (
     name_vertical_axis,
 )
 from dermino_core.reporting.text import roc_description
-from dermino_core.results import ModelDescription, SiteResult
+from dermino_core.results import ModelDescription, RocCurve, SiteResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +26,15 @@ LEFT = 46
 SIDE = 284
 
 
+@dataclass(frozen=True)
+class RocLine:
+    """A curve, drawn as line `index` of the legend; `banded`: with its pointwise 95 % band."""
+
+    index: int
+    roc: RocCurve
+    banded: bool = False
+
+
 def roc_plot(
     site: SiteResult, models: list[ModelDescription], *, banded: str, name: str
 ) -> str | None:
@@ -31,38 +42,41 @@ def roc_plot(
 
     `banded` is the key of the model whose pointwise 95 % band is drawn.
     """
-    shown = [
-        (index, model, site.evaluations[model.key])
-        for index, model in enumerate(models)
-        if model.key in site.evaluations and site.evaluations[model.key].roc is not None
-    ]
-    if not shown:
+    lines, spoken = [], []
+    for index, model in enumerate(models):
+        evaluation = site.evaluations.get(model.key)
+        if evaluation is not None and evaluation.roc is not None:
+            lines.append(RocLine(index, evaluation.roc, model.key == banded))
+            spoken.append((model.title, evaluation.auroc, evaluation.n))
+    if not lines:
         return None
+    return roc_lines_plot(lines, name=name, description=roc_description(site.name, spoken))
+
+
+def roc_lines_plot(lines: Sequence[RocLine], *, name: str, description: str) -> str:
+    """The `<svg>` of any curves on one test set."""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((LEFT / WIDTH, 38 / HEIGHT, SIDE / WIDTH, SIDE / HEIGHT))
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
-        # The federated model is drawn last, on top.
-        for index, model, evaluation in sorted(shown, key=lambda item: item[1].key == banded):
-            roc = evaluation.roc
-            if roc is None:
-                continue
-            main = model.key == banded
-            if main:
+        # Those with a band are drawn last, on top.
+        for line in sorted(lines, key=lambda line: line.banded):
+            colour, roc = model_colour(line.index), line.roc
+            if line.banded:
                 axes.fill_between(
                     roc.false_positive_rate,
                     roc.low,
                     roc.high,
-                    color=model_colour(index),
+                    color=colour,
                     alpha=0.18,
                     linewidth=0,
                 )
             axes.plot(
                 roc.false_positive_rate,
                 roc.true_positive_rate,
-                color=model_colour(index),
-                linewidth=2.4 if main else 1.6,
-                linestyle=line_style(index),
+                color=colour,
+                linewidth=2.4 if line.banded else 1.6,
+                linestyle=line_style(line.index),
             )
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.01)
@@ -76,5 +90,4 @@ def roc_plot(
         name_vertical_axis(axes, "Found (sensitivity)")
         add_grid(axes)
 
-    lines = [(model.title, evaluation.auroc, evaluation.n) for _, model, evaluation in shown]
-    return draw(paint, height=HEIGHT, name=name, description=roc_description(site.name, lines))
+    return draw(paint, height=HEIGHT, name=name, description=description)

@@ -20,11 +20,19 @@ def report(
 ) -> None:
     """Write report.html from the results of a run: one file, readable without a network.
 
-    RUN is a federation's folder or that of `dermino pretrain`, also while it is running.
+    RUN is the folder of a federation, of `dermino evaluate`, or of `dermino pretrain`, also while
+    that is running.
 
     Example: dermino report runs/2026-03-01
     """
-    if _is_pretraining(run):
+    kind = _kind(run)
+    if kind == "evaluation":
+        from dermino_core.evaluation.results import read_evaluation
+        from dermino_core.reporting.evaluation_page import write_evaluation_report
+
+        say(str(write_evaluation_report(read_evaluation(run), out or run)))
+        return
+    if kind == "pretraining":
         from dermino_core.reporting.pretraining_page import write_pretraining_report
 
         if out is not None:
@@ -39,9 +47,11 @@ def report(
     say(str(write_report(results, out or folder / "report.html")))
 
 
-def _is_pretraining(run: Path) -> bool:
+def _kind(run: Path) -> str | None:
+    """What a run folder says of itself."""
     try:
         content = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == "pretraining"
+        return None
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None
