@@ -96,8 +96,9 @@ def chosen_tasks(text: str) -> list[str]:
     wanted = [part.strip().replace("-", "_") for part in text.split(",") if part.strip()]
     if wanted == ["all"]:
         return list(TASKS)
-    if not wanted or (unknown := [name for name in wanted if name not in TASKS]):
-        said = f"There is no task called {unknown[0]!r}." if wanted else "No task was named."
+    unknown = [name for name in wanted if name not in TASKS]
+    if unknown or not wanted:
+        said = f"There is no task called {unknown[0]!r}." if unknown else "No task was named."
         raise DerminoError(
             "CONFIG_INVALID", said, where="--tasks", fix=f"Use all, or: {', '.join(TASKS)}."
         )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermino_core.errors import DerminoError
+from dermino_core.evaluation.neighbours import nearest, neighbour_votes
 from dermino_core.files import write_atomically
 from dermino_core.metrics import macro_auroc, paired_difference
 from dermino_core.results import Estimate
@@ -183,14 +184,9 @@ def neighbour_scores(
     -------
     Shares of the votes [n, C], rows summing to 1.
     """
-    similarity = _normalised(test) @ _normalised(train).T
     k = min(neighbours, len(train))
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    close = np.take_along_axis(similarity, nearest, axis=1)
-    votes = np.exp((close - close[:, :1]) / temperature)
-    chosen = np.eye(n_classes)[train_labels[nearest]]
-    shares = (votes[:, :, None] * chosen).sum(axis=1)
-    return shares / shares.sum(axis=1, keepdims=True)
+    similarities, chosen = nearest(test, train, k, device="cpu")
+    return neighbour_votes(similarities, train_labels[chosen], n_classes, temperature=temperature)
 
 
 def ridge_scores(
@@ -245,11 +241,6 @@ def rank_me(features: Floats) -> float:
     shares = values / total
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def _normalised(features: Floats) -> npt.NDArray[np.float64]:
-    x = features.astype(np.float64)
-    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)
 
 
 def _auroc(labels: Labels, scores: Floats) -> float:
