@@ -16,6 +16,7 @@ import numpy as np
 
 from dermino_core import __version__
 from dermino_core.backbone import describe_backbone
+from dermino_core.backbone_card import file_sha256
 from dermino_core.errors import DerminoError
 from dermino_core.evaluation.cohort import Cohort, Division, divide_cohort, summary
 from dermino_core.evaluation.comparisons import Found, compare, too_few_replicates
@@ -34,6 +35,7 @@ from dermino_core.evaluation.work import Options, Work
 from dermino_core.features import FeatureTable, extract_features
 from dermino_core.files import write_atomically
 from dermino_core.machine import describe_machine
+from dermino_core.manifest import Record
 from dermino_core.results import BackboneInfo
 
 PROJECTED = 2000
@@ -182,10 +184,23 @@ def _digest(cohort: Cohort, division: Division, table: FeatureTable) -> str:
     return part_key(
         digests=table.digests,
         records=[[getattr(record, name) for name in record.__slots__] for record in cohort.records],
+        masks=[_mask_digest(cohort, record) for record in cohort.records],
+        table=_sha256(cohort.manifest.file),
         classes=cohort.classes,
         train=division.train.tolist(),
         test=division.test.tolist(),
     )
+
+
+def _mask_digest(cohort: Cohort, record: Record) -> str | None:
+    return None if record.mask is None else _sha256(cohort.manifest.inside(record.mask))
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        return file_sha256(file)
+    except OSError:
+        return None
 
 
 def _projection(work: Work) -> ProjectionOf:

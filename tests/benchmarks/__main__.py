@@ -19,6 +19,8 @@ from pathlib import Path
 from tests.benchmarks.job import run_jobs
 from tests.benchmarks.machine import dermino, describe, load_line, module, run_child
 from tests.benchmarks.memory import measure_memory
+from tests.benchmarks.neighbours import measure_neighbours
+from tests.benchmarks.suite import measure_suite
 from tests.benchmarks.tables import goal, table
 from tests.benchmarks.workload import Workload, drawn_workload, real_workload, shared_folder
 
@@ -116,6 +118,21 @@ def after(work: Path, *, quick: bool) -> object:
     return {"passes": found, "totals": totals}
 
 
+def suite(work: Path, *, quick: bool) -> object:
+    """`dermino evaluate` beside a script that embeds anew for each task."""
+    shared = shared_folder()
+    if shared is None:
+        print(NO_REAL_IMAGES)
+        return None
+    return measure_suite(shared, work, per_site=40 if quick else None)
+
+
+def neighbours(work: Path, *, quick: bool) -> object:
+    """Exact search beside faiss and scikit-learn."""
+    del work
+    return measure_neighbours(4000 if quick else 20_000)
+
+
 def _after_workload(work: Path, *, quick: bool) -> Workload:
     shared = shared_folder()
     if shared is None or quick:
@@ -129,6 +146,8 @@ SECTIONS: dict[str, Callable[..., object]] = {
     "extraction": extraction,
     "memory": memory,
     "after": after,
+    "suite": suite,
+    "neighbours": neighbours,
 }
 
 

@@ -130,6 +130,22 @@ def measure(sides: list[str], n: int, width: int, repeats: int) -> dict[str, dic
     return found
 
 
+def measure_neighbours(n: int, *, width: int = 384, repeats: int = 3) -> object:
+    """All sides that are installed, beside the goal."""
+    sides = []
+    for side, needs in SIDES.items():
+        if importlib.util.find_spec(needs) is None:
+            print(f"{side} is left out: it is not installed (pip install {side})")
+        else:
+            sides.append(side)
+    found = measure(sides, n, width, repeats)
+    if peers := [found[side]["cpu_seconds"] for side in PEERS if side in found]:
+        ratio = min(peers) / found[OURS]["cpu_seconds"]
+        text = "at least as fast as the better of faiss and scikit-learn, in CPU seconds"
+        print(goal(text, f"ratio {ratio:.2f}", reached=ratio >= 1))
+    return found
+
+
 def main() -> None:
     """Compare the sides, or be one."""
     parser = argparse.ArgumentParser(prog="neighbours")
@@ -144,17 +160,8 @@ def main() -> None:
     if wanted.side:
         one_side(wanted.side, wanted.images, wanted.width, wanted.repeats, wanted.out)
         return
-    sides = []
-    for side, needs in SIDES.items():
-        if importlib.util.find_spec(needs) is None:
-            print(f"{side} is left out: it is not installed (pip install {side})")
-        else:
-            sides.append(side)
-    found = measure(sides, 4000 if wanted.quick else wanted.images, wanted.width, wanted.repeats)
-    if peers := [found[side]["cpu_seconds"] for side in PEERS if side in found]:
-        ratio = min(peers) / found[OURS]["cpu_seconds"]
-        text = "at least as fast as the better of faiss and scikit-learn, in CPU seconds"
-        print(goal(text, f"ratio {ratio:.2f}", reached=ratio >= 1))
+    images = 4000 if wanted.quick else wanted.images
+    measure_neighbours(images, width=wanted.width, repeats=wanted.repeats)
     if wanted.large:
         measure([OURS], 100_000, 768, 1)
 
