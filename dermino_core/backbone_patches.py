@@ -98,7 +98,9 @@ def patch_features(
 
 def _block_count(model: object, name: str) -> int:
     blocks = getattr(model, "blocks", None)
-    if blocks is None or not hasattr(model, "forward_intermediates"):
+    # SAM's ViT has its last norm within a neck that changes the width.
+    plain = hasattr(model, "forward_intermediates") and not hasattr(model, "neck")
+    if blocks is None or not plain:
         raise DerminoError(
             "BACKBONE_UNAVAILABLE",
             f"{name} gives one vector per image and none per patch: it cannot segment.",

@@ -119,10 +119,10 @@ def independent_units(records: Sequence[Record], digests: Sequence[str | None]) 
 
 
 def torn_units(units: Sequence[str], split: Sequence[str]) -> list[str]:
-    """The units, by name, that have records on more than one side."""
-    sides: dict[str, set[str]] = defaultdict(set)
+    """The units, by name, that have records both in the test half and outside of it."""
+    sides: dict[str, set[bool]] = defaultdict(set)
     for unit, side in zip(units, split, strict=True):
-        sides[unit].add(side)
+        sides[unit].add(side == _TEST)
     return sorted(unit for unit, those in sides.items() if len(those) > 1)
 
 

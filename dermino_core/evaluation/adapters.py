@@ -50,7 +50,12 @@ def run_label_efficiency(work: Work) -> Outcome:
     from dermino_core.evaluation.label_efficiency import label_efficiency
 
     options = work.options
-    return label_efficiency(work.halves, replicates=options.replicates, seed=options.seed)
+    return label_efficiency(
+        work.halves,
+        class_weights=options.class_weights,
+        replicates=options.replicates,
+        seed=options.seed,
+    )
 
 
 def run_calibration(work: Work) -> Outcome:
@@ -198,7 +203,7 @@ def run_survival(work: Work) -> Outcome:
     from dermino_core.evaluation.survival import survival
 
     manifest, options = work.cohort.manifest, work.options
-    _, time, event = read_follow_up(manifest.file, root=manifest.root)
+    _, time, event = read_follow_up(manifest.file, root=manifest.root, columns=work.cohort.columns)
 
     def followed(rows: Integers) -> FollowUp:
         units = tuple(work.division.units[row] for row in rows)
@@ -218,7 +223,8 @@ def run_longitudinal(work: Work) -> Outcome:
     from dermino_core.evaluation.visits import pair_visits, read_visits
 
     manifest, options = work.cohort.manifest, work.options
-    pairs = pair_visits(read_visits(manifest.file, root=manifest.root))
+    visits = read_visits(manifest.file, root=manifest.root, columns=work.cohort.columns)
+    pairs = pair_visits(visits)
     features = np.full((len(work.cohort.records), work.table.card.width), np.nan)
     features[work.table.rows] = work.table.vectors
     return longitudinal(features, pairs, replicates=options.replicates, seed=options.seed)

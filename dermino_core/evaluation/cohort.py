@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,15 @@ class Cohort:
         Its table.
     classes
         Names in order; the last is the positive class of a binary task. Empty without labels.
+    columns
+        Our column name -> the table's, where they differ.
     """
 
     name: str
     title: str
     manifest: Manifest
     classes: tuple[str, ...]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> Sequence[Record]:
@@ -72,7 +75,12 @@ class Division:
 
 
 def open_cohort(
-    name: str, manifest: Manifest, *, title: str | None = None, classes: Sequence[str] = ()
+    name: str,
+    manifest: Manifest,
+    *,
+    title: str | None = None,
+    classes: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> Cohort:
     """A cohort of a manifest.
 
@@ -102,7 +110,8 @@ def open_cohort(
             where=manifest.file,
             fix=f"Its labels are {', '.join(sorted(found)) or 'empty'}.",
         )
-    return Cohort(name, title or name, manifest, tuple(classes) or _in_order(sorted(found)))
+    chosen = tuple(classes) or _in_order(sorted(found))
+    return Cohort(name, title or name, manifest, chosen, columns or {})
 
 
 def _in_order(labels: list[str]) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dermino_core.errors import DerminoError
+from dermino_core.manifest import FIELDS
 from dermino_core.manifest_table import printable, read_rows
 
 YES = frozenset({"1", "1.0", "yes", "y", "true", "t"})
@@ -22,9 +23,19 @@ class Row(NamedTuple):
 
 
 def read_columns(
-    file: Path, *, required: Sequence[str], optional: Sequence[str] = ()
+    file: Path,
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[frozenset[str], list[Row]]:
     """Read columns of a CSV or Parquet file; their names are found in any case.
+
+    Parameters
+    ----------
+    columns
+        Our column name -> the name in this file, as for
+        :func:`dermino_core.manifest.read_manifest`.
 
     Returns
     -------
@@ -36,8 +47,12 @@ def read_columns(
         `MANIFEST_INVALID` if the file cannot be read, a required column is missing or a name is
         there twice, or there are no rows.
     """
-    header, rows = read_rows(file, image_column=required[0])
-    names = [name.strip().casefold() for name in header]
+    called = dict(columns or {})
+    header, rows = read_rows(file, image_column=called.get(required[0], required[0]))
+    ours = {theirs.strip().casefold(): name for name, theirs in called.items()}
+    plain = [name.strip().casefold() for name in header]
+    # A column that is mapped away from its own name does not stand for that name.
+    names = [ours.get(name, "" if name in called else name) for name in plain]
     wanted = [*required, *optional]
     for name in wanted:
         if names.count(name) > 1:
@@ -64,6 +79,11 @@ def read_columns(
     if not table:
         raise DerminoError("MANIFEST_INVALID", "The table has no rows.", where=file)
     return frozenset(places), table
+
+
+def manifest_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Those of `columns` that a manifest has a field for."""
+    return {name: theirs for name, theirs in (columns or {}).items() if name in FIELDS}
 
 
 def _text(value: object) -> str | None:

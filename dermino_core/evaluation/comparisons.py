@@ -28,7 +28,7 @@ class Found:
     """One task's outcome for one backbone on one data set.
 
     `test_labels` and `test_units` belong to the rows of its predictions; None where a task has no
-    class scores.
+    class scores. `classes` is how many its curves are about.
     """
 
     dataset: str
@@ -37,6 +37,7 @@ class Found:
     outcome: Outcome
     test_labels: Integers | None = None
     test_units: tuple[str, ...] | None = None
+    classes: int = 0
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dermino_core.errors import DerminoError
-from dermino_core.evaluation.columns import bad_row, cell, number, read_columns, yes_or_no
+from dermino_core.evaluation.columns import (
+    bad_row,
+    cell,
+    manifest_columns,
+    number,
+    read_columns,
+    yes_or_no,
+)
 from dermino_core.manifest import Record, read_manifest
 
 
@@ -80,7 +88,7 @@ class FollowUp:
 
 
 def read_follow_up(
-    file: Path, *, root: Path | None = None
+    file: Path, *, root: Path | None = None, columns: Mapping[str, str] | None = None
 ) -> tuple[list[Record], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Read a manifest with the columns `time` (a number) and `event` (yes or no).
 
@@ -95,8 +103,8 @@ def read_follow_up(
         and an event that is neither yes nor no; and as for
         :func:`dermino_core.manifest.read_manifest`.
     """
-    records = read_manifest(file, root=root).records
-    _, rows = read_columns(file, required=("image", "time", "event"))
+    records = read_manifest(file, root=root, columns=manifest_columns(columns)).records
+    _, rows = read_columns(file, required=("image", "time", "event"), columns=columns)
     times, events = [], []
     for row in rows:
         cell(row, "time", file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,31 @@ from typing import Any
 import numpy as np
 
 from dermino_core import __version__
+from dermino_core.backbone_card import file_sha256
 from dermino_core.evaluation.measure import Measure, Outcome
 from dermino_core.files import write_atomically
 from dermino_core.results import Calibration, RocCurve
 
 FORMAT = 1
+DIGEST = 32
+"""Bytes of the SHA-256 that a part's file begins with."""
 
 
 def part_key(**identity: Any) -> str:
     """A name for everything that a part's numbers depend on; values must be JSON."""
     content = {"format": FORMAT, "dermino": __version__, **identity}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def content_of(path: Path) -> Any:
+    """What a file holds (sha256), or a folder's files and when they changed; None if absent."""
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file())
+            return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return file_sha256(path)
+    except (OSError, ValueError):
+        return None
 
 
 def write_part(folder: Path, key: str, outcome: Outcome) -> None:
@@ -56,13 +69,18 @@ def write_part(folder: Path, key: str, outcome: Outcome) -> None:
         **arrays,  # pyright: ignore[reportArgumentType]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{key}.npz", buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomically(folder / f"{key}.part", hashlib.sha256(content).digest() + content)
 
 
 def read_part(folder: Path, key: str) -> Outcome | None:
     """The outcome kept under `key`; None if there is none, or it is damaged."""
     try:
-        with np.load(folder / f"{key}.npz", allow_pickle=False) as arrays:
+        whole = (folder / f"{key}.part").read_bytes()
+        digest, content = whole[:DIGEST], whole[DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             measures = [Measure(**values) for values in about["measures"]]
             for place, measure in enumerate(measures):
@@ -79,5 +97,5 @@ def read_part(folder: Path, key: str) -> Outcome | None:
             {name: Calibration(**curve) for name, curve in about["calibrations"].items()},
             about["notes"],
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

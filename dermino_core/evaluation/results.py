@@ -80,6 +80,7 @@ class CurveOf(_Model):
     task: str
     backbone: str
     method: str
+    classes: int
     roc: RocCurve | None = None
     calibration: Calibration | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,12 +16,11 @@ import numpy as np
 
 from dermino_core import __version__
 from dermino_core.backbone import describe_backbone
-from dermino_core.backbone_card import file_sha256
 from dermino_core.errors import DerminoError
 from dermino_core.evaluation.cohort import Cohort, Division, divide_cohort, summary
 from dermino_core.evaluation.comparisons import Found, compare, too_few_replicates
 from dermino_core.evaluation.paper_statistics import paper_interval
-from dermino_core.evaluation.parts import part_key, read_part, write_part
+from dermino_core.evaluation.parts import content_of, part_key, read_part, write_part
 from dermino_core.evaluation.results import (
     CurveOf,
     DatasetSummary,
@@ -35,11 +34,13 @@ from dermino_core.evaluation.work import Options, Work
 from dermino_core.features import FeatureTable, extract_features
 from dermino_core.files import write_atomically
 from dermino_core.machine import describe_machine
-from dermino_core.manifest import Record
 from dermino_core.results import BackboneInfo
 
 PROJECTED = 2000
 """Most images of a t-SNE."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+"""Of files whose name without it names the backbone."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class _State:
     datasets: dict[str, DatasetSummary] = field(default_factory=dict)
     projections: list[ProjectionOf] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    notes: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     leaks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -111,8 +112,8 @@ def evaluate(plan: Plan, out: Path) -> EvaluationResults:
     Raises
     ------
     DerminoError
-        BACKBONE_UNAVAILABLE and its like before anything is computed; RESULTS_INVALID if two
-        backbones or two data sets have one name.
+        BACKBONE_UNAVAILABLE and its like before anything is computed; CONFIG_INVALID if two data
+        sets have one name.
     """
     _check_names([cohort.name for cohort in plan.cohorts], "data sets")
     cards = {spec: describe_backbone(spec, cache_dir=plan.cache) for spec in plan.backbones}
@@ -146,7 +147,7 @@ def _evaluate_one(state: _State, cohort: Cohort, spec: str, name: str, fingerpri
     )
     division = divide_cohort(cohort, table, seed=options.seed)
     state.leaks[cohort.name] = division.notes
-    notes = state.notes.setdefault(cohort.name, [])
+    notes = state.notes.setdefault(cohort.name, {}).setdefault(name, [])
     work = Work(cohort, division, table, name, spec, options, state.out)
     identity = {
         "fingerprint": fingerprint,
@@ -159,7 +160,7 @@ def _evaluate_one(state: _State, cohort: Cohort, spec: str, name: str, fingerpri
             if not plan.whatever_fits and skipped not in state.skipped:
                 state.skipped.append(skipped)
             continue
-        key = part_key(task=task, options=TASKS[task].depends_on(options), **identity)
+        key = part_key(task=task, depends=TASKS[task].depends_on(work), **identity)
         outcome = read_part(state.out / "parts", key)
         if outcome is None:
             try:
@@ -172,11 +173,33 @@ def _evaluate_one(state: _State, cohort: Cohort, spec: str, name: str, fingerpri
         work.earlier[task] = outcome
         notes += [note for note in outcome.notes if note not in notes]
         labels, units = work.test_labels_and_units() if outcome.predictions else (None, None)
-        state.found.append(Found(cohort.name, task, name, outcome, labels, units))
+        classes = 0
+        if outcome.rocs or outcome.calibrations:
+            classes = 2 if task == "longitudinal" else len(work.halves.classes)
+        state.found.append(Found(cohort.name, task, name, outcome, labels, units, classes))
     notes += [note for note in work.label_notes if note not in notes]
     with state.clock.stage("projection"):
-        state.projections.append(_projection(work))
-    state.datasets[cohort.name] = summary(cohort, division, table, notes)
+        file = state.out / "parts" / f"{part_key(task='projection', **identity)}.json"
+        state.projections.append(_kept_projection(work, file))
+    state.datasets[cohort.name] = summary(
+        cohort, division, table, _attributed(state.notes[cohort.name])
+    )
+
+
+def _attributed(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Notes of all backbones; those that not every one has begin with its name."""
+    everyone = [
+        note
+        for note in dict.fromkeys(note for those in notes.values() for note in those)
+        if all(note in those for those in notes.values())
+    ]
+    rest = [
+        f"{backbone}: {note}"
+        for backbone, those in notes.items()
+        for note in those
+        if note not in everyone
+    ]
+    return [*everyone, *rest]
 
 
 def _digest(cohort: Cohort, division: Division, table: FeatureTable) -> str:
@@ -184,23 +207,22 @@ def _digest(cohort: Cohort, division: Division, table: FeatureTable) -> str:
     return part_key(
         digests=table.digests,
         records=[[getattr(record, name) for name in record.__slots__] for record in cohort.records],
-        masks=[_mask_digest(cohort, record) for record in cohort.records],
-        table=_sha256(cohort.manifest.file),
+        table=content_of(cohort.manifest.file),
         classes=cohort.classes,
         train=division.train.tolist(),
         test=division.test.tolist(),
     )
 
 
-def _mask_digest(cohort: Cohort, record: Record) -> str | None:
-    return None if record.mask is None else _sha256(cohort.manifest.inside(record.mask))
-
-
-def _sha256(file: Path) -> str | None:
+def _kept_projection(work: Work, file: Path) -> ProjectionOf:
+    """The projection in `file`, or a new one, which is kept there."""
     try:
-        return file_sha256(file)
-    except OSError:
-        return None
+        return ProjectionOf.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = _projection(work)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, found.model_dump_json())
+        return found
 
 
 def _projection(work: Work) -> ProjectionOf:
@@ -225,8 +247,9 @@ def _results(state: _State) -> EvaluationResults:
     warnings = _warnings(state)
     if needed is not None:
         warnings.append(
-            f"With {plan.options.replicates} replicates no difference can be beyond chance after "
-            f"adjusting for so many comparisons: use --replicates {needed}."
+            f"With {plan.options.replicates} replicates the paired bootstrap cannot find a "
+            "difference beyond chance in the task with the most comparisons: use --replicates "
+            f"{needed}."
         )
     return EvaluationResults(
         dermino_version=__version__,
@@ -278,6 +301,7 @@ def _curves(found: Found) -> Iterator[CurveOf]:
             task=found.task,
             backbone=found.backbone,
             method=method,
+            classes=found.classes,
             roc=outcome.rocs.get(method),
             calibration=outcome.calibrations.get(method),
         )
@@ -291,8 +315,9 @@ def _warnings(state: _State) -> list[str]:
     ]
     if state.plan.statistics == "paper":
         warnings.append(
-            "Intervals are mean +- variance of the replicates, as the paper prints them: they are "
-            "far too narrow and are no confidence intervals."
+            "Intervals of numbers that have replicates are mean +- variance, as the paper prints "
+            "them, and tests are t-tests over replicates: these are no confidence intervals, and "
+            "nearly every difference is called significant."
         )
     warnings += [f"{name}: {note}" for name, those in state.leaks.items() for note in those]
     for data in state.datasets.values():
@@ -327,12 +352,17 @@ def _title(backbones: Sequence[str]) -> str:
 
 def _short_names(specs: Sequence[str]) -> list[str]:
     """Names for people: a folder's or file's own name where the specs stay apart by it."""
-    short = [Path(spec).stem if "/" in spec and ":" not in spec else spec for spec in specs]
-    short = [
-        Path(spec).parent.name if name == "model" and Path(spec).parent.name else name
-        for name, spec in zip(short, specs, strict=True)
-    ]
+    short = [_short_name(spec) for spec in specs]
     return short if len(set(short)) == len(short) else list(specs)
+
+
+def _short_name(spec: str) -> str:
+    if "/" not in spec or ":" in spec or "@" in spec:
+        return spec.partition("@")[0]
+    path = Path(spec)
+    if path.suffix in WEIGHT_SUFFIXES:
+        return path.stem
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def write_configuration(plan: Plan, out: Path) -> None:

@@ -31,6 +31,7 @@ def paper_suite(data: Path, work: Path) -> tuple[list[Cohort], list[Skipped]]:
     """
     cohorts: list[Cohort] = []
     missing: list[Skipped] = []
+    unread: list[str] = []
     for name, info in DATASETS.items():
         if info.task == "pretraining":
             continue
@@ -46,10 +47,11 @@ def paper_suite(data: Path, work: Path) -> tuple[list[Cohort], list[Skipped]]:
             cohorts.append(open_cohort(name, _as_in_the_paper(table, info), title=info.title))
         except DerminoError as error:
             missing.append(_skipped(name, error.code, error.what))
+            unread.append(f"{name}: {error.what}")
     if not cohorts:
         raise DerminoError(
             "DATASET_LAYOUT",
-            f"None of the {len(DATASETS)} data sets is here.",
+            " ".join(unread) or f"None of the paper's {len(missing)} data sets is here.",
             where=data,
             fix=f"Put a download into a folder of its name, e.g. {data / 'ph2'}; "
             "`dermino data list` has the names.",

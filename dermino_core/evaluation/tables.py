@@ -43,7 +43,10 @@ class ScoreTable:
 
 
 def score_tables(results: EvaluationResults) -> list[ScoreTable]:
-    """The tables of everything about whole test halves, in the order of the results."""
+    """The tables of everything about whole test halves, in the order of the results.
+
+    Groups of people and settings (`share=0.05`) are in `results.csv` and on the page.
+    """
     kinds = dict.fromkeys(
         (score.task, score.method, score.metric)
         for score in results.scores
@@ -69,7 +72,7 @@ def _table(results: EvaluationResults, task: str, method: str, metric: str) -> S
         (row.dataset, *((row.first, row.second)[:: 1 if (row.difference > 0) != lower else -1]))
         for row in results.comparisons
         if row.beyond_chance
-        and row.test != "DeLong"
+        and row.test == "paired bootstrap"
         and (row.task, row.method, row.metric) == (task, method, metric)
     }
     best, beyond = set(), set()
@@ -79,7 +82,7 @@ def _table(results: EvaluationResults, task: str, method: str, metric: str) -> S
             for backbone in backbones
             if (score := cells.get((backbone, dataset))) and (value := score.value) is not None
         }
-        for backbone, value in values.items():
+        for backbone, value in values.items() if len(values) > 1 else ():
             if value == best_of(values.values()):
                 best.add((backbone, dataset))
                 if all(
@@ -179,13 +182,13 @@ def _title(table: ScoreTable) -> str:
 
 
 def _legend(results: EvaluationResults) -> str:
-    kind = (
-        "95 % bootstrap interval"
-        if results.statistics == "percentile"
-        else "mean +- variance of the replicates as in the paper, no confidence interval"
-    )
+    if results.statistics == "paper":
+        return (
+            "Value (mean +- variance of the replicates as in the paper, no confidence interval, "
+            f"{results.replicates} replicates). Bold: the best value."
+        )
     return (
-        f"Value ({kind}, {results.replicates} replicates). Bold: the best value. "
+        f"Value (95 % bootstrap interval, {results.replicates} replicates). Bold: the best value. "
         "†: better than every other backbone beyond chance (Holm-adjusted p below 0.05)."
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dermino_core.errors import DerminoError
 from dermino_core.evaluation import adapters
 from dermino_core.evaluation.measure import Outcome
-from dermino_core.evaluation.work import Options, Work
+from dermino_core.evaluation.parts import content_of
+from dermino_core.evaluation.work import Work
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,32 @@ class Task:
         Why a data set cannot have this task, in a sentence; None if it can.
     options
         Names of the options that its numbers depend on, beyond seed and replicates.
+    after
+        Tasks whose findings it adds to, if they ran before.
     """
 
     run: Callable[[Work], Outcome]
     why_not: Callable[[Work], str | None]
     options: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
-    def depends_on(self, options: Options) -> dict[str, Any]:
-        """For the name of a finished part."""
-        values = options.as_json()
-        return {name: values[name] for name in ("seed", "replicates", *self.options)}
+    def depends_on(self, work: Work) -> dict[str, Any]:
+        """For the name of a finished part: options, contents of files, earlier tasks."""
+        values = work.options.as_json()
+        content: dict[str, Any] = {
+            name: values[name] for name in ("seed", "replicates", *self.options)
+        }
+        content["after"] = [name for name in self.after if name in work.earlier]
+        if "readers" in self.options and work.options.readers is not None:
+            content["answers"] = content_of(work.options.readers)
+        if "language_model" in self.options:
+            content["language"] = content_of(Path(work.options.language_model))
+        if "score_masks_at" in self.options:
+            content["masks"] = [
+                content_of(work.cohort.manifest.root / record.mask) if record.mask else None
+                for record in work.cohort.records
+            ]
+        return content
 
 
 def _needs_labels(work: Work) -> str | None:
@@ -73,10 +91,15 @@ def _needs_visits(work: Work) -> str | None:
 TASKS: Mapping[str, Task] = {
     "retrieval": Task(adapters.run_retrieval, _needs_labels, ("neighbours",)),
     "classification": Task(adapters.run_classification, _needs_labels, ("class_weights",)),
-    "label_efficiency": Task(adapters.run_label_efficiency, _needs_labels),
+    "label_efficiency": Task(adapters.run_label_efficiency, _needs_labels, ("class_weights",)),
     "calibration": Task(adapters.run_calibration, _needs_labels, ("class_weights",)),
     "fairness": Task(adapters.run_fairness, _needs_people, ("class_weights",)),
-    "reader_study": Task(adapters.run_reader_study, _needs_readers, ("class_weights", "readers")),
+    "reader_study": Task(
+        adapters.run_reader_study,
+        _needs_readers,
+        ("class_weights", "readers"),
+        after=("label_efficiency",),
+    ),
     "segmentation": Task(adapters.run_segmentation, _needs_masks, ("score_masks_at",)),
     "captioning": Task(adapters.run_captioning, _needs_captions, ("language_model", "beams")),
     "survival": Task(adapters.run_survival, _needs_follow_up),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dermino_core.errors import DerminoError
-from dermino_core.evaluation.columns import NO, YES, Row, bad_row, cell, number, read_columns
+from dermino_core.evaluation.columns import (
+    NO,
+    YES,
+    Row,
+    bad_row,
+    cell,
+    manifest_columns,
+    number,
+    read_columns,
+)
 from dermino_core.manifest import Record, read_manifest
 from dermino_core.manifest_table import printable
 
@@ -81,7 +90,9 @@ class Pairs:
         return len(self.labels)
 
 
-def read_visits(file: Path, *, root: Path | None = None) -> list[Visit]:
+def read_visits(
+    file: Path, *, root: Path | None = None, columns: Mapping[str, str] | None = None
+) -> list[Visit]:
     """Read a manifest with columns for time and change.
 
     Columns: `lesion` or `group` (with both, `group` is the patient); `date` (ISO 8601, e.g.
@@ -95,9 +106,12 @@ def read_visits(file: Path, *, root: Path | None = None) -> list[Visit]:
         read, an unknown answer, or a second image of a lesion on one date; and as for
         :func:`dermino_core.manifest.read_manifest`.
     """
-    records = read_manifest(file, root=root).records
+    records = read_manifest(file, root=root, columns=manifest_columns(columns)).records
     found, rows = read_columns(
-        file, required=("image",), optional=("lesion", "group", "date", "day", "changed", "label")
+        file,
+        required=("image",),
+        optional=("lesion", "group", "date", "day", "changed", "label"),
+        columns=columns,
     )
     lesion, when, changed = (
         _first_of(found, names, file)

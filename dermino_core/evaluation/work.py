@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,14 +102,17 @@ class Work:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """Names of the table's columns, in lower case."""
-        header, _ = read_rows(self.cohort.manifest.file, image_column="image")
-        return frozenset(name.strip().casefold() for name in header)
+        """Our names of the table's columns, in lower case."""
+        called = self.cohort.columns
+        header, _ = read_rows(self.cohort.manifest.file, image_column=called.get("image", "image"))
+        there = {name.strip().casefold() for name in header}
+        ours = {name for name, theirs in called.items() if theirs.strip().casefold() in there}
+        return frozenset(there | ours)
 
     @property
     def models(self) -> Path:
         """Where heads that this backbone's tasks train on this cohort are kept."""
-        return self.out / "models" / self.backbone / self.cohort.name
+        return self.out / "models" / file_name(self.backbone) / file_name(self.cohort.name)
 
     def features_of(self, rows: Integers) -> npt.NDArray[np.float32]:
         """float32 [len(rows), D] of readable rows of the manifest."""
@@ -127,3 +131,8 @@ class Work:
             for record in self.cohort.records
             for column in columns
         )
+
+
+def file_name(name: str) -> str:
+    """`name` as one harmless part of a path."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "_"

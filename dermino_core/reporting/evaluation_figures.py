@@ -9,6 +9,7 @@ import numpy as np
 
 from dermino_core.evaluation.measure import EVERYONE
 from dermino_core.evaluation.metric_names import metric_name
+from dermino_core.evaluation.reader_shares import SHARE
 from dermino_core.evaluation.results import CurveOf, EvaluationResults, Score
 from dermino_core.evaluation.tables import ScoreTable
 from dermino_core.reporting.figures import Figure, grid
@@ -22,8 +23,6 @@ from dermino_core.reporting.plots.legend import model_legend
 from dermino_core.reporting.plots.roc import RocLine, roc_lines_plot
 from dermino_core.reporting.plots.scatter import classes_legend, classes_plot
 from dermino_core.results import Estimate
-
-SHARE = "share="
 
 
 def bar_figures(table: ScoreTable, backbones: Sequence[str], *, key: str) -> list[Figure]:
@@ -103,51 +102,47 @@ def _estimate(score: Score) -> Estimate:
 def roc_figures(results: EvaluationResults, backbones: Sequence[str]) -> str:
     """ROC curves of the last method that has any, one figure for each data set."""
     figures = []
-    for place, (dataset, method, those) in enumerate(_by_dataset(results, "roc")):
+    for place, those in enumerate(_together(results, "roc")):
         lines = [
             RocLine(backbones.index(curve.backbone), curve.roc, banded=len(those) == 1)
             for curve in those
             if curve.roc is not None
         ]
-        spoken = f"ROC curves on {dataset}: {', '.join(curve.backbone for curve in those)}."
+        title = f"{those[0].dataset}: {those[0].task.replace('_', ' ')}"
+        spoken = f"ROC curves, {title}: {', '.join(curve.backbone for curve in those)}."
         svg = roc_lines_plot(lines, name=f"roc-{place}", description=spoken)
-        figures.append(Figure(escape(dataset), svg, escape(method)))
+        figures.append(Figure(escape(title), svg, escape(those[0].method)))
     return _with_legend(figures, backbones, line=True)
 
 
 def calibration_figures(results: EvaluationResults, backbones: Sequence[str]) -> str:
     """Predicted against observed, one figure for each data set and backbone."""
     figures = []
-    classes = {data.name: len(data.classes) for data in results.datasets}
-    for place, (dataset, method, those) in enumerate(_by_dataset(results, "calibration")):
+    for place, those in enumerate(_together(results, "calibration")):
         for curve in those:
             if curve.calibration is None:
                 continue
             svg = calibration_plot(
                 curve.calibration,
-                site=dataset,
+                site=curve.dataset,
                 model=backbones.index(curve.backbone),
-                multiclass=classes.get(dataset, 2) > 2,
+                multiclass=curve.classes > 2,
                 name=f"calibration-{place}-{backbones.index(curve.backbone)}",
             )
             error = decimal(curve.calibration.expected_calibration_error)
-            caption = escape(f"{method}, expected calibration error {error}")
-            figures.append(Figure(escape(f"{dataset}, {curve.backbone}"), svg, caption))
+            caption = escape(f"{curve.method}, expected calibration error {error}")
+            title = f"{curve.dataset}, {curve.backbone}"
+            figures.append(Figure(escape(title), svg, caption))
     return grid(figures, small=True) if figures else ""
 
 
-def _by_dataset(results: EvaluationResults, kind: str) -> list[tuple[str, str, list[CurveOf]]]:
-    """Data set, method, and the curves of that method: the last one listed, of every backbone."""
+def _together(results: EvaluationResults, kind: str) -> list[list[CurveOf]]:
+    """Curves of one figure: one task on one data set, the last method listed, every backbone."""
     found = []
-    for dataset in dict.fromkeys(curve.dataset for curve in results.curves):
-        having = [
-            curve
-            for curve in results.curves
-            if curve.dataset == dataset and getattr(curve, kind) is not None
-        ]
-        if having:
-            method = having[-1].method
-            found.append((dataset, method, [c for c in having if c.method == method]))
+    having = [curve for curve in results.curves if getattr(curve, kind) is not None]
+    for place in dict.fromkeys((curve.dataset, curve.task) for curve in having):
+        those = [curve for curve in having if (curve.dataset, curve.task) == place]
+        found.append([curve for curve in those if curve.method == those[-1].method])
     return found
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dermino_core.evaluation.comparisons import COMPARED
+from dermino_core.evaluation.measure import EVERYONE
 from dermino_core.evaluation.metric_names import metric_name
-from dermino_core.evaluation.results import EvaluationResults
+from dermino_core.evaluation.results import EvaluationResults, Score
 from dermino_core.evaluation.tables import ScoreTable, score_tables
 from dermino_core.files import write_atomically
 from dermino_core.reporting.document import (
@@ -25,20 +27,18 @@ from dermino_core.reporting.evaluation_figures import (
     share_figures,
 )
 from dermino_core.reporting.evaluation_text import (
-    TERMS,
     answer,
     headline,
     means,
+    terms,
     verdict,
 )
 from dermino_core.reporting.figures import grid
 from dermino_core.reporting.markup import escape, paragraphs, table
 from dermino_core.reporting.numbers import UNDEFINED, count, decimal, duration, plural
+from dermino_core.reporting.plots.colours import MODEL_COLOURS
 from dermino_core.reporting.plots.legend import model_legend
 from dermino_core.reporting.tables import heat_table
-
-BARRED = ("auroc", "f1", "dice", "jaccard", "concordance", "meteor", "cider")
-"""Metrics that get bars; the tables hold the others as well."""
 
 
 def write_evaluation_report(results: EvaluationResults, out: Path) -> Path:
@@ -60,21 +60,30 @@ def render_evaluation_page(results: EvaluationResults) -> str:
     parts = (
         header(results.title, _facts_line(results)),
         _answer(results, backbones),
-        warning_box("Before you rely on it", results.warnings),
+        warning_box("Before you rely on it", [*results.warnings, *_repeating(backbones)]),
         *_tasks(results, backbones),
         _overview(results, backbones),
         _comparisons(results),
         _titled("labels", "How many labels", share_figures(results, backbones)),
         _titled("fairness", "For whom", fairness_figures(results, backbones)),
         _titled("roc", "ROC curves", roc_figures(results, backbones)),
-        _titled("calibration", "Calibration", calibration_figures(results, backbones)),
+        _titled("curves", "Calibration curves", calibration_figures(results, backbones)),
         _titled("maps", "Maps of the features", maps(results)),
         _data(results),
         _skipped(results),
-        section("reading", "How to read this", definitions(TERMS, "glossary")),
+        section("reading", "How to read this", definitions(terms(results), "glossary")),
         _facts(results),
     )
     return document(results.title, parts)
+
+
+def _repeating(backbones: Sequence[str]) -> list[str]:
+    if len(backbones) <= MODEL_COLOURS:
+        return []
+    return [
+        f"Colours repeat after {MODEL_COLOURS} backbones: in the figures, "
+        f"{backbones[MODEL_COLOURS]} looks like {backbones[0]}. The tables name each."
+    ]
 
 
 def _titled(identifier: str, title: str, content: str) -> str:
@@ -91,7 +100,8 @@ def _facts_line(results: EvaluationResults) -> Iterator[str]:
 def _answer(results: EvaluationResults, backbones: Sequence[str]) -> str:
     first = headline(results)
     if first is None:
-        return section("answer", "The answer", paragraphs(["Nothing was measured."], "lead"))
+        said = "See the sections below." if results.scores else "Nothing was measured."
+        return section("answer", "The answer", paragraphs([said], "lead"))
     title = metric_name(first.metric).title
     below = escape(f"mean {title}, {first.task}")
     ranking = means(first)
@@ -109,16 +119,17 @@ def _tasks(results: EvaluationResults, backbones: Sequence[str]) -> Iterator[str
     """One section for each task: bars and every number."""
     tables = score_tables(results)
     legend = model_legend(backbones, line=False) if len(backbones) > 1 else ""
-    for task in dict.fromkeys(found.task for found in tables):
+    for task in dict.fromkeys(score.task for score in results.scores):
         own = [found for found in tables if found.task == task]
         figures = [
             figure
             for place, found in enumerate(own)
-            if found.metric in BARRED
+            if found.metric in COMPARED
             for figure in bar_figures(found, backbones, key=f"bars-{task}-{place}")
         ]
         drawn = legend + grid(figures) if figures else ""
-        yield section(task, task.replace("_", " ").capitalize(), drawn, _score_table(own))
+        title = task.replace("_", " ").capitalize()
+        yield section(task, title, drawn, _score_table(own), _parts_table(results, task))
 
 
 def _score_table(tables: Sequence[ScoreTable]) -> str:
@@ -132,21 +143,54 @@ def _score_table(tables: Sequence[ScoreTable]) -> str:
         for found in tables
         for backbone in found.backbones
     ]
+    if not rows:
+        return ""
     return table(["Measure", "Backbone", *datasets], rows, label="Scores with intervals")
+
+
+def _parts_table(results: EvaluationResults, task: str) -> str:
+    """Groups of people, operating points, shares of the labels: folded away."""
+    parts = [
+        score
+        for score in results.scores
+        if score.task == task and (score.group != EVERYONE or score.setting)
+    ]
+    rows = [
+        [
+            escape(f"{metric_name(score.metric).title}, {score.method}"),
+            escape(", ".join(p for p in (score.group, score.setting) if p not in ("", EVERYONE))),
+            escape(score.dataset),
+            escape(score.backbone),
+            _value(score),
+            count(score.n),
+        ]
+        for score in parts
+    ]
+    if not rows:
+        return ""
+    head = ["Measure", "Of", "Data set", "Backbone", "Value", "n"]
+    inside = table(head, rows, label="Groups and settings")
+    title = f"Groups and settings: {plural(len(rows), 'number')}"
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
 
 
 def _cell(found: ScoreTable, backbone: str, dataset: str) -> str:
     score = found.cells.get((backbone, dataset))
     if score is None:
         return UNDEFINED
+    mark = ""
+    if (backbone, dataset) in found.beyond:
+        mark = ' <abbr title="better than every other beyond chance">†</abbr>'
+    return _value(score, best=(backbone, dataset) in found.best, mark=mark)
+
+
+def _value(score: Score, *, best: bool = False, mark: str = "") -> str:
+    """The number, its interval, or why there is none."""
     if score.value is None:
         why = escape((score.undefined_because or "undefined").rstrip("."))
         return f'<span class="undefined">{UNDEFINED} <span class="why">{why}</span></span>'
     value = f'<span class="value">{decimal(score.value)}</span>'
-    if (backbone, dataset) in found.best:
-        value = f"<strong>{value}</strong>"
-    if (backbone, dataset) in found.beyond:
-        value += ' <abbr title="better than every other beyond chance">†</abbr>'
+    value = f"<strong>{value}</strong>{mark}" if best else value
     if score.low is None or score.high is None:
         return value
     return f'{value} <span class="interval">{decimal(score.low)}–{decimal(score.high)}</span>'

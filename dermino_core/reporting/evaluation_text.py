@@ -14,7 +14,7 @@ FIRST = (
     ("classification", "linear probe", "auroc"),
     ("retrieval", "softmax", "auroc"),
     ("segmentation", "upernet", "dice"),
-    ("captioning", "greedy", "cider"),
+    ("captioning", None, "cider"),
 )
 """What the page's first sentence is about: the first of these that was measured."""
 
@@ -42,14 +42,26 @@ TERMS = (
     ),
 )
 
+PAPER_TERMS = (
+    *(term for term in TERMS if term[0] not in ("95 % interval", "Beyond chance")),
+    (
+        "The paper's statistics",
+        "Mean and variance of the number over bootstrap replicates, and t-tests on the replicates. "
+        "Neither is a confidence interval nor a test: in simulation the range holds the truth in 4 "
+        "% of trials, and the test finds a difference in 95 % of comparisons that have none.",
+    ),
+)
+"""The same with `--statistics paper`."""
+
 
 def headline(results: EvaluationResults) -> ScoreTable | None:
     """The table that the page's answer is about."""
-    tables = {(t.task, t.method, t.metric): t for t in score_tables(results)}
-    for kind in FIRST:
-        if kind in tables:
-            return tables[kind]
-    return next(iter(tables.values()), None)
+    tables = score_tables(results)
+    for task, method, metric in FIRST:
+        for table in tables:
+            if (table.task, table.metric) == (task, metric) and method in (None, table.method):
+                return table
+    return next(iter(tables), None)
 
 
 def means(table: ScoreTable) -> dict[str, float]:
@@ -73,15 +85,18 @@ def answer(results: EvaluationResults, table: ScoreTable) -> list[str]:
     one = table.datasets[0] if len(table.datasets) == 1 else ""
     data = one or plural(len(table.datasets), "data set")
     kind = "" if one else "mean "
+    left_out = [who for who in table.backbones if who not in ranking]
     if not ranking:
         return [f"No backbone has a number for {where} on all of {data}."]
+    missing = [f"Not ranked, for want of a number: {join_names(left_out)}."] if left_out else []
     best = (min if name.lower_is_better else max)(ranking, key=lambda who: ranking[who])
     said = f"{name.title} {decimal(ranking[best])}"
     if len(ranking) == 1:
-        return [f"{best} reaches a {kind}{said} on {data} ({where})."]
+        return [f"{best} reaches a {kind}{said} on {data} ({where}).", *missing]
     return [
         f"{best} has the best {kind}{name.title} on {data}: {decimal(ranking[best])} ({where}).",
         *_against_others(results.comparisons, table, best),
+        *missing,
     ]
 
 
@@ -103,20 +118,30 @@ def _against_others(
             r.dataset for r in those if r.beyond_chance and (r.difference > 0) == (r.first == best)
         ]
         behind = [r.dataset for r in those if r.beyond_chance and r.dataset not in ahead]
-        parts = [f"better than {other} beyond chance on {join_names(ahead)}"] if ahead else []
-        parts += [f"worse on {join_names(behind)}"] if behind else []
         rest = len(those) - len(ahead) - len(behind)
-        if rest:
-            parts.append(
-                f"on {plural(rest, 'data set')} the difference to {other} may be chance"
-                if not ahead
-                else f"on {rest} it may be chance"
-            )
-        yield f"It is {', '.join(parts)}." if ahead or behind else f"{parts[0].capitalize()}."
+        parts = [f"better on {join_names(ahead)}"] if ahead else []
+        parts += [f"worse on {join_names(behind)}"] if behind else []
+        if rest and parts:
+            parts.append(f"on {rest} it may be chance")
+        if not parts:
+            yield f"The difference to {other} may be chance on {_all_of(len(those))}."
+        else:
+            yield f"Against {other} it is beyond chance {', '.join(parts)}."
+
+
+def _all_of(number: int) -> str:
+    return "the data set" if number == 1 else f"all {number} data sets"
+
+
+def terms(results: EvaluationResults) -> tuple[tuple[str, str], ...]:
+    """What the page's words mean."""
+    return PAPER_TERMS if results.statistics == "paper" else TERMS
 
 
 def verdict(row: Comparison) -> str:
     """A comparison in a few words."""
+    if row.test.startswith("t-test"):
+        return "not to be relied on"
     if not row.beyond_chance:
         return "may be chance"
     return f"{row.first if row.difference > 0 else row.second} is ahead"

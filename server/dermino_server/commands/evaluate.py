@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from dermino_core.console import say, warn
+from dermino_core.errors import DerminoError
 from dermino_server.commands.options import Precision, parse_columns
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ class Statistics(enum.StrEnum):
 
     PERCENTILE = "percentile"
     PAPER = "paper"
+
+
+class MasksAt(enum.StrEnum):
+    """Where predicted masks are compared."""
+
+    INPUT = "input"
+    ORIGINAL = "original"
 
 
 class Suite(enum.StrEnum):
@@ -108,9 +116,14 @@ def evaluate(
     language_model: Annotated[
         str, typer.Option(help="For captioning: a hub name or a folder.")
     ] = "BioMistral/BioMistral-7B",
+    beams: Annotated[int, typer.Option(min=1, help="Of captioning; 1 is greedy.")] = 1,
     readers: Annotated[
         Path | None, typer.Option(help="CSV of readers' answers to test images.")
     ] = None,
+    masks_at: Annotated[
+        MasksAt,
+        typer.Option(help="Where segmentation is scored: 224 pixels or the mask's own size."),
+    ] = MasksAt.INPUT,
     statistics: Annotated[
         Statistics, typer.Option(help="`paper`: mean +- variance and t-tests on replicates.")
     ] = Statistics.PERCENTILE,
@@ -125,8 +138,8 @@ def evaluate(
 ) -> None:
     """Evaluate backbones on labelled images: embed each image once, run every task.
 
-    Writes results.json, results.csv, tables.md, tables.tex and report.html to RUN. The same
-    command again goes on where an interrupted one stopped.
+    Writes results.json, results.csv, tables.md, tables.tex and report.html to RUN. With --out, the
+    same command again goes on where an interrupted one stopped.
 
     Tasks: retrieval, classification, label_efficiency, calibration, fairness, segmentation (masks),
     captioning (captions), survival (time and event), longitudinal (date), reader_study (--readers).
@@ -146,6 +159,8 @@ def evaluate(
     if suite is not None:
         if data is None:
             raise typer.BadParameter("--suite paper needs --data FOLDER")
+        if images or column or classes:
+            raise typer.BadParameter("--suite knows its own images, columns and classes")
         cohorts, missing = paper_suite(data, folder / "manifests")
     else:
         wanted = tuple(part.strip() for part in (classes or "").split(",") if part.strip())
@@ -161,7 +176,9 @@ def evaluate(
             neighbours=neighbours,
             class_weights=class_weights,
             language_model=language_model,
+            beams=beams,
             readers=readers,
+            score_masks_at=masks_at.value,
             device=device,
             precision=precision.value,
         ),
@@ -208,7 +225,7 @@ def _cohorts(
         own = parse_columns([*for_all, *(pair for whose, _, pair in for_one if whose == name)])
         root = images[place if len(images) > 1 else 0] if images else None
         table = read_manifest(file, root=root, columns=own)
-        cohorts.append(open_cohort(name, table, classes=classes))
+        cohorts.append(open_cohort(name, table, classes=classes, columns=own))
     return cohorts
 
 
@@ -233,3 +250,9 @@ def _show(results: EvaluationResults) -> None:
         warn(f"skipped {skipped.task} on {skipped.dataset}{who}: {skipped.sentence}")
     for warning in results.warnings:
         warn(warning)
+    if not results.scores:
+        raise DerminoError(
+            "DATA_TOO_FEW",
+            "Nothing could be measured.",
+            fix="The lines above say why; the report holds them too.",
+        )

@@ -87,6 +87,12 @@ def test_a_split_of_the_data_set_is_kept_and_its_leak_named():
     assert "1 patients, lesions or identical images" in division.notes[0]
 
 
+def test_training_and_validation_of_one_patient_leak_nothing():
+    split, groups = ["train", "val", "test"], ["p", "p", "q"]
+    cohort = open_cohort("x", manifest(records(["a", "b", "a"], split=split, group=groups)))
+    assert divide_cohort(cohort, features(3)).notes == ()
+
+
 def test_features_and_labels_belong_to_their_rows():
     labels = ["a", "b", None, "a", "b", "c"] * 10
     cohort = open_cohort("x", manifest(records(labels)))

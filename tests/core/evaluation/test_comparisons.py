@@ -13,6 +13,7 @@ from dermino_core.evaluation.measure import Outcome
 from dermino_core.evaluation.results import EvaluationResults, Score
 from dermino_core.evaluation.statistics import classification_measures
 from dermino_core.evaluation.tables import as_csv, as_latex, as_markdown, as_text, score_tables
+from dermino_core.reporting.evaluation_text import answer, headline
 
 N = 300
 
@@ -142,6 +143,33 @@ def test_tables_mark_the_best_and_what_is_beyond_chance():
     assert ("good", "ph2") in table.best
     assert table.beyond == {("good", "ph2")}
     assert len([cell for cell in table.best if cell[1] == "isic"]) == 1
+
+
+def test_the_only_backbone_of_a_data_set_is_not_marked():
+    several = [found("a", 4.0, 1), found("b", 0.5, 2), found("a", 1.0, 3, dataset="alone")]
+    table = next(t for t in score_tables(results(several)) if t.metric == "auroc")
+    assert not {cell for cell in table.best | table.beyond if cell[1] == "alone"}
+
+
+def test_the_answer_names_who_is_not_ranked():
+    several = [found("poor", 0.5, 2), found("PanDerm", 4.0, 1), found("poor", 1.0, 3, dataset="d")]
+    whole = results(several)
+    table = headline(whole)
+    assert table is not None
+    said = " ".join(answer(whole, table))
+    assert "Not ranked, for want of a number: PanDerm." in said
+
+
+def test_the_answer_says_what_may_be_chance():
+    whole = results([found("one", 1.0, 3), found("PanDerm", 1.05, 4)])
+    table = headline(whole)
+    assert table is not None
+    said = " ".join(answer(whole, table))
+    assert "may be chance on the data set" in said
+    ahead = results([found("one", 0.5, 2), found("PanDerm", 4.0, 1)])
+    table = headline(ahead)
+    assert table is not None
+    assert "Against one it is beyond chance better on ph2." in " ".join(answer(ahead, table))
 
 
 def test_every_format_has_every_number():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dermino_core.evaluation.measure import Measure, Outcome, measured
-from dermino_core.evaluation.parts import part_key, read_part, write_part
+from dermino_core.evaluation.parts import content_of, part_key, read_part, write_part
 from dermino_core.results import Calibration, RocCurve
 
 
@@ -59,10 +59,33 @@ def test_an_outcome_comes_back_whole(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nothing", None])
 def test_a_damaged_part_counts_as_absent(tmp_path, damage):
     write_part(tmp_path, "key", outcome())
-    file = tmp_path / "key.npz"
+    file = tmp_path / "key.part"
     file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
     assert read_part(tmp_path, "key") is None
     assert read_part(tmp_path, "another") is None
+
+
+def test_no_flipped_bytes_stop_a_run(tmp_path):
+    write_part(tmp_path, "key", outcome())
+    file = tmp_path / "key.part"
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        place = int(rng.integers(0, len(whole) - 8))
+        file.write_bytes(whole[:place] + rng.bytes(8) + whole[place + 8 :])
+        assert read_part(tmp_path, "key") is None
+    file.write_bytes(whole)
+    assert read_part(tmp_path, "key") is not None
+
+
+def test_content_is_of_files_and_folders(tmp_path):
+    file = tmp_path / "a.csv"
+    assert content_of(file) is None
+    file.write_text("1")
+    first, folder = content_of(file), content_of(tmp_path)
+    file.write_text("23")
+    assert content_of(file) != first
+    assert content_of(tmp_path) != folder
 
 
 def test_a_key_depends_on_everything():

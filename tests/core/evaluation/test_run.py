@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dermino_core.evaluation.results import read_evaluation
 from dermino_core.evaluation.run import Plan, evaluate
 from dermino_core.evaluation.tables import write_tables
 from dermino_core.evaluation.tasks import chosen_tasks
-from dermino_core.evaluation.work import Options
+from dermino_core.evaluation.work import Options, file_name
 from dermino_core.manifest import read_manifest, write_manifest
 from dermino_core.reporting.evaluation_page import render_evaluation_page
 
@@ -163,6 +164,97 @@ def test_names_from_outside_cannot_write_into_the_page(finished):
     page = render_evaluation_page(type(results).model_validate(content))
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory, cache):
+    """One table with every column, some under other names, and readers; all tasks but captions."""
+    folder = tmp_path_factory.mktemp("everything")
+    drawn = write_site(folder, site="synthetic-ph2", images=48, masks=True)
+    rng = np.random.default_rng(0)
+    rows = list(csv.DictReader(drawn.read_text().splitlines()))
+    answers = ["reader,item,answer"]
+    for place, row in enumerate(rows):
+        person, visit = divmod(place, 2)
+        row |= {
+            "file": row.pop("image"),
+            "patient": f"P{person}",
+            "split": ("train", "test")[person // 2 % 2],
+            "group": "not this",
+            "lesion": "L1",
+            "date": f"2021-0{1 + visit}-01",
+            "changed": "" if visit == 0 else ("yes" if person % 2 else "no"),
+            "sex": ("female", "male")[person % 2],
+            "time": f"{rng.integers(1, 60)}",
+            "event": "yes" if place % 3 else "no",
+        }
+        if row["split"] == "test":
+            answers += [f"r{reader},{row['file']},{row['label']}" for reader in (1, 2)]
+    table = folder / "all.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    columns = {"image": "file", "group": "patient"}
+    one = open_cohort("everything", read_manifest(table, columns=columns), columns=columns)
+    readers = folder / "readers.csv"
+    readers.write_text("\n".join(answers) + "\n")
+    options = Options(replicates=50, precision="fp32", readers=readers)
+    wanted = [name for name in tasks.TASKS if name != "captioning"]
+    out = folder / "run"
+    return evaluate(Plan(["demo"], [one], wanted, cache, options), out), out, one, options
+
+
+def test_every_task_runs_through_the_engine(everything):
+    results, out, _, _ = everything
+    assert not results.skipped
+    # Groups of people are too small here: fairness names them instead of scoring them.
+    ran = {score.task for score in results.scores}
+    assert ran == set(tasks.TASKS) - {"captioning", "fairness"}
+    assert any("sex=" in note for note in results.datasets[0].notes)
+    assert (out / "models" / "demo" / "everything" / "segmentation" / "linear").is_dir()
+
+
+def test_patients_under_another_column_stay_apart(everything):
+    """All lesions are called L1: without the column they would be one lesion."""
+    results, _, _, _ = everything
+    pairs = {score.n for score in results.scores if score.task == "longitudinal"}
+    assert max(pairs) == 12  # half of 24 patients with one pair each
+
+
+def test_the_page_of_every_task_has_unique_ids(everything):
+    results, _, _, _ = everything
+    page = render_evaluation_page(results)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert "Groups and settings" in page
+    assert "share=0.5" in page
+
+
+def test_corrected_answers_of_readers_are_read_again(everything, cache):
+    results, out, one, options = everything
+
+    def accuracy(found):
+        return next(
+            score.value
+            for score in found.scores
+            if (score.task, score.method, score.metric) == ("reader_study", "readers", "accuracy")
+        )
+
+    assert accuracy(results) == 1.0
+    first, *lines = options.readers.read_text().splitlines()
+    wrong = dict(zip(one.classes, (*one.classes[1:], one.classes[0]), strict=True))
+    cells = [line.split(",") for line in lines]
+    changed = [f"{reader},{item},{wrong[answer]}" for reader, item, answer in cells]
+    options.readers.write_text("\n".join([first, *changed]) + "\n")
+    again = evaluate(Plan(["demo"], [one], ["reader_study"], cache, options), out)
+    assert accuracy(again) == 0.0
+
+
+def test_names_make_harmless_paths():
+    assert file_name("/w/a/vit.safetensors") == "w_a_vit.safetensors"
+    assert file_name("../..") == "_"
+    assert file_name("demo") == "demo"
 
 
 def test_tasks_are_named_or_all():

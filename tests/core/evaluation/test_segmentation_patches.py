@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from dermino_core.backbone import Backbone, load_backbone
@@ -102,10 +103,12 @@ def test_what_cannot_give_patches() -> None:
     backbone = tiny_backbone()
     with pytest.raises(ValueError, match="expected uint8"):
         backbone.patches(PIXELS[:, :-1])
-    backbone._model = torch.nn.Flatten()
-    with pytest.raises(DerminoError, match="none per patch") as caught:
-        backbone.patches(PIXELS)
-    assert caught.value.code == "BACKBONE_UNAVAILABLE"
+    small = {"depth": 1, "embed_dim": 32, "num_heads": 2, "num_classes": 0}
+    for other in (torch.nn.Flatten(), timm.create_model("samvit_base_patch16_224", **small)):
+        backbone._model = other
+        with pytest.raises(DerminoError, match="none per patch") as caught:
+            backbone.patches(PIXELS)
+        assert caught.value.code == "BACKBONE_UNAVAILABLE"
 
 
 def test_features_that_are_not_finite() -> None:
