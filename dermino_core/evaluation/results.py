@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dermino_core.errors import DerminoError
-from dermino_core.results import BackboneInfo, Calibration, RocCurve
+from dermino_core.results import BackboneInfo, Calibration, Results, RocCurve
 
 SCHEMA_VERSION = 1
 
@@ -125,6 +125,9 @@ class EvaluationResults(_Model):
     comparisons: list[Comparison] = []
     curves: list[CurveOf] = []
     projections: list[ProjectionOf] = []
+    federation: Results | None = Field(
+        default=None, description="a federation on one of these backbones, shown beside"
+    )
     skipped: list[Skipped] = []
     seconds: dict[str, float] = Field(default={}, description="stage -> seconds")
     warnings: list[str] = []

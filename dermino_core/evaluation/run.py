@@ -34,7 +34,7 @@ from dermino_core.evaluation.work import Options, Work
 from dermino_core.features import FeatureTable, extract_features
 from dermino_core.files import write_atomically
 from dermino_core.machine import describe_machine
-from dermino_core.results import BackboneInfo
+from dermino_core.results import BackboneInfo, Results
 
 PROJECTED = 2000
 """Most images of a t-SNE."""
@@ -60,6 +60,8 @@ class Plan:
         Of the report; by default the backbones' names.
     missing
         What was asked for and could not be made a cohort.
+    federation
+        Results of a federated run, to be shown beside (the paper's Fig. 6).
     """
 
     backbones: Sequence[str]
@@ -71,6 +73,7 @@ class Plan:
     statistics: Literal["percentile", "paper"] = "percentile"
     title: str | None = None
     missing: Sequence[Skipped] = ()
+    federation: Results | None = None
 
 
 class _Clock:
@@ -265,6 +268,7 @@ def _results(state: _State) -> EvaluationResults:
         comparisons=comparisons,
         curves=[curve for one in state.found for curve in _curves(one)],
         projections=state.projections,
+        federation=plan.federation,
         skipped=state.skipped,
         seconds={name: round(value, 2) for name, value in state.clock.seconds.items()},
         warnings=warnings,

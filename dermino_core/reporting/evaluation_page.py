@@ -33,7 +33,7 @@ from dermino_core.reporting.evaluation_text import (
     terms,
     verdict,
 )
-from dermino_core.reporting.figures import grid
+from dermino_core.reporting.figures import forest, grid
 from dermino_core.reporting.markup import escape, paragraphs, table
 from dermino_core.reporting.numbers import UNDEFINED, count, decimal, duration, plural
 from dermino_core.reporting.plots.colours import MODEL_COLOURS
@@ -66,6 +66,7 @@ def render_evaluation_page(results: EvaluationResults) -> str:
         _comparisons(results),
         _titled("labels", "How many labels", share_figures(results, backbones)),
         _titled("fairness", "For whom", fairness_figures(results, backbones)),
+        _federation(results),
         _titled("roc", "ROC curves", roc_figures(results, backbones)),
         _titled("curves", "Calibration curves", calibration_figures(results, backbones)),
         _titled("maps", "Maps of the features", maps(results)),
@@ -241,6 +242,20 @@ def _comparisons(results: EvaluationResults) -> str:
 
 def _p_value(value: float) -> str:
     return "below 0.001" if value < 0.001 else decimal(value)
+
+
+def _federation(results: EvaluationResults) -> str:
+    """Every model of the federated run at every hospital (the paper's Fig. 6)."""
+    federated = results.federation
+    if federated is None:
+        return ""
+    backbone = federated.backbone.name
+    said = f"{federated.title}; {federated.strategy}, {federated.rounds_done} rounds, {backbone}."
+    notes = [f"Its report has the rest. {backbone} is not among the backbones of this page."]
+    known = {info.fingerprint for info in results.backbones}
+    if federated.backbone.fingerprint in known:
+        notes = ["Its report has the rest."]
+    return section("federation", "Trained together", paragraphs([said, *notes]), forest(federated))
 
 
 def _data(results: EvaluationResults) -> str:

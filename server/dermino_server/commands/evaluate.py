@@ -124,6 +124,9 @@ def evaluate(
         MasksAt,
         typer.Option(help="Where segmentation is scored: 224 pixels or the mask's own size."),
     ] = MasksAt.INPUT,
+    federation: Annotated[
+        Path | None, typer.Option(help="Run folder of a federation, to be shown in the report.")
+    ] = None,
     statistics: Annotated[
         Statistics, typer.Option(help="`paper`: mean +- variance and t-tests on replicates.")
     ] = Statistics.PERCENTILE,
@@ -150,6 +153,7 @@ def evaluate(
     from dermino_core.evaluation.tasks import chosen_tasks
     from dermino_core.evaluation.work import Options
     from dermino_core.paths import default_cache
+    from dermino_core.results import read_results
 
     if bool(manifest) == bool(suite):
         raise typer.BadParameter("give --manifest FILE..., or --suite paper with --data FOLDER")
@@ -185,6 +189,7 @@ def evaluate(
         whatever_fits=tasks == "all",
         statistics=statistics.value,
         missing=missing,
+        federation=None if federation is None else read_results(federation),
     )
     write_configuration(plan, folder)
     results = evaluate(plan, folder)

@@ -22,6 +22,7 @@ from dermino_core.evaluation.tasks import chosen_tasks
 from dermino_core.evaluation.work import Options, file_name
 from dermino_core.manifest import read_manifest, write_manifest
 from dermino_core.reporting.evaluation_page import render_evaluation_page
+from tests.core.test_reporting import make_results
 
 BACKBONES = ("demo", "random:dermino_demo")
 TASKS = ("retrieval", "classification", "calibration")
@@ -155,6 +156,18 @@ def test_tables_and_page_hold_the_numbers(finished):
     assert "<script" not in page
     for identifier in ("answer", "classification", "comparisons", "calibration", "maps", "data"):
         assert f'id="{identifier}"' in page
+
+
+def test_a_federation_is_shown_beside(finished):
+    results, _ = finished
+    assert 'id="federation"' not in render_evaluation_page(results)
+    federated = make_results()
+    both = results.model_copy(update={"federation": federated})
+    page = render_evaluation_page(type(results).model_validate_json(both.model_dump_json()))
+    assert 'id="federation"' in page
+    for site in federated.sites:
+        assert site.name in page
+    assert "is not among the backbones of this page" in page
 
 
 def test_names_from_outside_cannot_write_into_the_page(finished):
