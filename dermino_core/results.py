@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -218,17 +218,25 @@ class Results(_Model):
     warnings: list[str] = []
 
 
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
 def read_results(path: Path) -> Results:
-    """Read a `results.json`, or the one in a run folder.
+    """Read a federation's `results.json`, or the one in a run folder; see :func:`read_as`."""
+    return read_as(Results, path)
+
+
+def read_as(schema: type[Schema], path: Path) -> Schema:
+    """Read the `results.json` of any kind of run, or the one in its folder.
 
     Raises
     ------
     DerminoError
-        `RESULTS_INVALID` if it is missing, damaged or of another schema version.
+        `RESULTS_INVALID` if it is missing, damaged, or of another kind or schema version.
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        return Results.model_validate_json(file.read_text(encoding="utf-8"))
+        return schema.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DerminoError(
             "RESULTS_INVALID",
@@ -237,9 +245,10 @@ def read_results(path: Path) -> Results:
             fix="Give the run folder of a run that finished; resume an unfinished one first.",
         ) from None
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        version = schema.model_fields["schema_version"].default
         raise DerminoError(
             "RESULTS_INVALID",
-            f"This file is not a results file of schema version {SCHEMA_VERSION}: "
+            f"This file is not a results file of schema version {version}: "
             f"{str(error).splitlines()[0]}",
             where=file,
             fix="Write it again with the version of dermino that made the run.",

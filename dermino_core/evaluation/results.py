@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from dermino_core.errors import DerminoError
-from dermino_core.results import BackboneInfo, Calibration, Results, RocCurve
+from dermino_core.results import BackboneInfo, Calibration, Results, RocCurve, read_as
 
 SCHEMA_VERSION = 1
 
@@ -134,28 +132,5 @@ class EvaluationResults(_Model):
 
 
 def read_evaluation(path: Path) -> EvaluationResults:
-    """Read an evaluation's `results.json`, or the one in a run folder.
-
-    Raises
-    ------
-    DerminoError
-        `RESULTS_INVALID` if it is missing, damaged or of another schema version.
-    """
-    file = path / "results.json" if path.is_dir() else path
-    try:
-        return EvaluationResults.model_validate_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DerminoError(
-            "RESULTS_INVALID",
-            "There are no results here.",
-            where=file,
-            fix="Give the folder of an evaluation that finished.",
-        ) from None
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DerminoError(
-            "RESULTS_INVALID",
-            f"This file is not an evaluation of schema version {SCHEMA_VERSION}: "
-            f"{str(error).splitlines()[0]}",
-            where=file,
-            fix="Evaluate again, or read it with the version of dermino that wrote it.",
-        ) from error
+    """Read an evaluation's results; see :func:`dermino_core.results.read_as`."""
+    return read_as(EvaluationResults, path)
