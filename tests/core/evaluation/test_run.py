@@ -260,7 +260,8 @@ def test_corrected_answers_of_readers_are_read_again(everything, cache):
     cells = [line.split(",") for line in lines]
     changed = [f"{reader},{item},{wrong[answer]}" for reader, item, answer in cells]
     options.readers.write_text("\n".join([first, *changed]) + "\n")
-    again = evaluate(Plan(["demo"], [one], ["reader_study"], cache, options), out)
+    same = ["label_efficiency", "reader_study"]
+    again = evaluate(Plan(["demo"], [one], same, cache, options), out)
     assert accuracy(again) == 0.0
 
 
