@@ -29,6 +29,7 @@ EXIT_CODES: dict[int, str] = {
     6: "no connection, or not allowed to connect",
     7: "the federation could not finish: sites missing or their replies not usable",
     8: "a file that dermino wrote is damaged or belongs to something else",
+    9: "refused by a site's policy, its privacy budget or secure aggregation",
     130: "interrupted",
 }
 """Exit codes of `dermino` and `dermino-client`."""
@@ -63,6 +64,17 @@ CODES: dict[str, CodeInfo] = {
     "CACHE_CORRUPT": CodeInfo(8, "The site's feature cache is damaged."),
     "MODEL_INVALID": CodeInfo(8, "A model folder is damaged or incomplete."),
     "RESULTS_INVALID": CodeInfo(8, "A results file is damaged or of another version."),
+    "AUDIT_INVALID": CodeInfo(8, "The site's audit log is damaged or was changed."),
+    "LEDGER_INVALID": CodeInfo(8, "The site's privacy ledger is damaged."),
+    "ENROLMENT_INVALID": CodeInfo(8, "An enrolment file is damaged or of another federation."),
+    "JOURNAL_UNWRITABLE": CodeInfo(9, "The site cannot write its audit log or privacy ledger."),
+    "POLICY_REFUSED": CodeInfo(9, "The site's policy does not allow this request."),
+    "OUTSIDE_HOURS": CodeInfo(9, "The site answers at other hours only."),
+    "APP_REFUSED": CodeInfo(9, "The site does not run this app bundle."),
+    "BUDGET_EXCEEDED": CodeInfo(9, "The request would exceed the site's privacy budget."),
+    "MEMBER_UNKNOWN": CodeInfo(9, "A participant's identity is not one that the site trusts."),
+    "SECURE_REFUSED": CodeInfo(9, "The secure aggregation's messages are not consistent."),
+    "SECURE_ABORTED": CodeInfo(9, "Too few sites are left for secure aggregation."),
 }
 """Every code, its exit code, and the only sentence about it that may leave the building."""
 

@@ -11,7 +11,7 @@ from dermino_core.errors import DerminoError
 from dermino_core.heads import LinearHead, fit_converged
 from dermino_core.metrics import evaluate, macro_auroc, macro_f1, paired_difference
 from dermino_core.results import Difference, Evaluation
-from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy
+from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy, check_arrays
 from dermino_strategies.protocol import (
     PROTOCOL_VERSION,
     CrossEvaluation,
@@ -72,8 +72,8 @@ def expected_arrays(site: PreparedSite, task: Task) -> Arrays:
 
 
 def _data(site: PreparedSite) -> SiteData:
-    features, labels, _ = site.half("train")
-    return SiteData(site.name, features, labels, len(site.classes))
+    features, labels, groups = site.half("train")
+    return SiteData(site.name, features, labels, len(site.classes), groups=tuple(groups))
 
 
 def train(
@@ -201,7 +201,7 @@ def _check_arrays(strategy: Strategy, task: Task, arrays: Arrays) -> None:
     """A coordinator may be wrong too: its arrays get the checks that a site's update gets."""
     expected = strategy.initial_arrays(len(task.classes), task.width, task.seed)
     try:
-        strategy.check_update(expected, SiteUpdate(arrays, examples=1))
+        check_arrays(expected, arrays)
     except ValueError as error:
         raise DerminoError(
             "REQUEST_INVALID", f"The coordinator's arrays are not usable: {error}."

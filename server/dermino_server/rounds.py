@@ -20,7 +20,7 @@ from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpo
 from dermino_server.exchange import Outcome, SiteFinder, exchange, require_quorum
 from dermino_server.outcome import SITE_MODELS, build_results, save_run
 from dermino_server.plan import RunPlan
-from dermino_strategies.base import Arrays, SiteUpdate, Strategy
+from dermino_strategies.base import Arrays, SiteUpdate, Strategy, check_arrays
 from dermino_strategies.protocol import (
     EvaluateReply,
     EvaluateRequest,
@@ -158,14 +158,14 @@ def _read_update(
 ) -> _TrainResult:
     reply = unpack(content, TrainReply)
     _same_classes(reply.classes, plan.classes)
-    update = unpack_update(content, state.arrays)
+    update = unpack_update(content, strategy.update_like(state.arrays))
     strategy.check_update(state.arrays, update)
     if update.examples > reply.images_used:
         raise ValueError(f"trained on {update.examples} of {reply.images_used} images")
     local = None
     if "local" in content.array_records:
         local = read_arrays(content, "local", state.arrays)
-        strategy.check_update(state.arrays, SiteUpdate(local, examples=1))
+        check_arrays(state.arrays, local)
     return _TrainResult(reply, update, local)
 
 

@@ -15,19 +15,24 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from dermino_core.heads import LinearHead
+from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
 
 Arrays = dict[str, npt.NDArray]
 
 
 @dataclass(frozen=True)
 class SiteData:
-    """What a site half may look at: features [n, D], labels [n], and the number of classes."""
+    """What a site half may look at: features [n, D], labels [n], and the number of classes.
+
+    `groups` names the patient or lesion of each image, empty where every image stands alone.
+    """
 
     site: str
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.integer]
     n_classes: int
     device: str = "cpu"
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ class Strategy(ABC):
     def initial_arrays(self, n_classes: int, width: int, seed: int) -> Arrays:
         """What the first round starts from."""
 
+    def update_like(self, arrays: Arrays) -> Arrays:
+        """Names, shapes and types of what a site sends, given the global arrays; values are 0.
+
+        By default a site sends arrays like those it was sent.
+        """
+        return {name: np.zeros_like(array) for name, array in arrays.items()}
+
     @abstractmethod
     def site_update(self, data: SiteData, arrays: Arrays, round_: int, seed: int) -> SiteUpdate:
         """Site half: what a hospital computes from the global arrays and sends."""
@@ -78,19 +90,71 @@ class Strategy(ABC):
         ValueError
             In words that name no path, if names, shapes, types or values are wrong.
         """
-        if set(update.arrays) != set(arrays):
-            raise ValueError(f"sent the arrays {sorted(update.arrays)}, not {sorted(arrays)}")
-        for name, array in update.arrays.items():
-            expected = arrays[name]
-            if array.shape != expected.shape or array.dtype != expected.dtype:
-                raise ValueError(
-                    f"array '{name}' has shape {array.shape} and type {array.dtype}, "
-                    f"not {expected.shape} and {expected.dtype}"
-                )
-            if not np.isfinite(array).all():
-                raise ValueError(f"array '{name}' holds NaN or infinite values")
+        check_arrays(self.update_like(arrays), update.arrays)
         if update.examples < 1:
             raise ValueError(f"claims to have trained on {update.examples} images")
         for name, value in update.metrics.items():
             if not np.isfinite(value):
                 raise ValueError(f"its {name} is not finite")
+
+
+class Additive(Strategy):
+    """A method whose coordinator needs no more than the sum of what the sites send.
+
+    Only such a method can run under secure aggregation, where the sum is all that is ever seen.
+    """
+
+    @abstractmethod
+    def summand(self, update: SiteUpdate) -> Arrays:
+        """One site's share of the sum: float64 arrays, number of examples included."""
+
+    @abstractmethod
+    def summand_limits(self, arrays: Arrays) -> dict[str, float]:
+        """Array name -> the largest absolute value that one site's summand may hold.
+
+        Secure aggregation chooses its fixed point from it, so that the sum cannot overflow; a
+        site whose summand is larger does not send it.
+        """
+
+    @abstractmethod
+    def summand_like(self, arrays: Arrays) -> Arrays:
+        """Names and shapes of a summand, given the global arrays: float64 zeros."""
+
+    @abstractmethod
+    def from_sum(self, arrays: Arrays, total: Arrays) -> Arrays:
+        """Coordinator half: the next global arrays from the sum of the summands."""
+
+
+class Private(Strategy):
+    """A method that can hold to a differential-privacy budget at the site."""
+
+    @abstractmethod
+    def privacy_plan(self, data: SiteData, request: PrivacyRequest, rounds: int) -> PrivacyPlan:
+        """The noise that keeps `rounds` rounds within the requested epsilon, fixed beforehand."""
+
+    @abstractmethod
+    def private_site_update(
+        self, data: SiteData, arrays: Arrays, round_: int, plan: PrivacyPlan
+    ) -> SiteUpdate:
+        """Site half with privacy: unseeded noise, no metrics, nothing that is not accounted."""
+
+
+def check_arrays(like: Arrays, arrays: Arrays) -> None:
+    """Hold arrays from the other side to the names, shapes and types of `like`.
+
+    Raises
+    ------
+    ValueError
+        In words that name no path, also for values that are not finite.
+    """
+    if set(arrays) != set(like):
+        raise ValueError(f"sent the arrays {sorted(arrays)}, not {sorted(like)}")
+    for name, array in arrays.items():
+        expected = like[name]
+        if array.shape != expected.shape or array.dtype != expected.dtype:
+            raise ValueError(
+                f"array '{name}' has shape {array.shape} and type {array.dtype}, "
+                f"not {expected.shape} and {expected.dtype}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"array '{name}' holds NaN or infinite values")

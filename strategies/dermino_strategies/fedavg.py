@@ -14,10 +14,16 @@ import zlib
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from dermino_core.heads import HeadRecipe, LinearHead, fit_head
-from dermino_strategies.base import Arrays, Settings, SiteData, SiteUpdate, Strategy
+from dermino_strategies.base import Additive, Arrays, Settings, SiteData, SiteUpdate
+
+
+LARGEST_WEIGHT = 2.0**10
+LARGEST_SITE = 2.0**24
+"""What one site may send under secure aggregation: entries of a head, and training images."""
 
 
 class FedAvgSettings(Settings):
@@ -29,7 +35,7 @@ class FedAvgSettings(Settings):
     initial_head: Literal["uniform", "zeros"] = "uniform"
 
 
-class FedAvg(Strategy):
+class FedAvg(Additive):
     """Example-weighted federated averaging of linear heads."""
 
     name = "fedavg"
@@ -80,6 +86,29 @@ class FedAvg(Strategy):
             name: array.numpy().astype(arrays[name].dtype, copy=False)
             for name, array in mean.items()
         }
+
+    def summand_like(self, arrays: Arrays) -> Arrays:
+        """The head times its images, and the number of images."""
+        like = {name: np.zeros(array.shape) for name, array in arrays.items()}
+        return like | {"examples": np.zeros(1)}
+
+    def summand_limits(self, arrays: Arrays) -> dict[str, float]:
+        """No head has entries above 2^10, no site more than 2^24 images."""
+        limits = dict.fromkeys(arrays, LARGEST_WEIGHT * LARGEST_SITE)
+        return limits | {"examples": LARGEST_SITE}
+
+    def summand(self, update: SiteUpdate) -> Arrays:
+        """The head times its images, and the number of images."""
+        weighted = {
+            name: array.astype(np.float64) * update.examples
+            for name, array in update.arrays.items()
+        }
+        return weighted | {"examples": np.array([float(update.examples)])}
+
+    def from_sum(self, arrays: Arrays, total: Arrays) -> Arrays:
+        """The weighted mean: the sum of the weighted heads over the sum of the images."""
+        images = float(total["examples"][0])
+        return {name: (total[name] / images).astype(arrays[name].dtype) for name in arrays}
 
     def head(self, arrays: Arrays) -> LinearHead:
         """The averaged head itself."""

@@ -1,0 +1,1 @@
+"""Differential privacy: what a mechanism costs, the noise itself, and training under it."""
