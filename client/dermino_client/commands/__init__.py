@@ -1,0 +1,1 @@
+"""Commands of `dermino-client`, one file each."""
