@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
 
+from dermino_client.enrol import enrol, install_bundle
 from dermino_core.datasets.synthetic import find_site, write_site
-from dermino_server.provisioning import provision, register_sites, write_connection
+from dermino_server.enrolment import Accepted, accept
+from dermino_server.provisioning import provision
 
 BIN = Path(sys.executable).parent
 CONNECTION = "loopback"
@@ -92,22 +95,61 @@ class Federation:
             check=False,
         )
 
+    def site_folder(self, name: str) -> Path:
+        return self.sites / f"{name}.site"
+
     def provision(self) -> None:
-        provision(self.keys, hosts=["127.0.0.1"], sites=list(SITES))
+        """Enrol every site as people would, but for the registration: that needs the SuperLink."""
+        self.init()
         for name, images in SITES.items():
             self.write_site(name, images)
+            self.enrol(name)
 
-    def write_site(self, name: str, images: int, **coordinator: str) -> None:
-        manifest = write_site(self.folder / "data" / name, site=name, images=images)
+    def init(self) -> None:
+        provision(
+            self.keys,
+            hosts=["127.0.0.1"],
+            port=self.port,
+            superlink=f"127.0.0.1:{self.port}",
+            connection=CONNECTION,
+        )
+
+    def enrol(self, name: str) -> None:
+        request = enrol(self.site_folder(name), name).file
+        bundle = self.accept(request, register=False).bundle
+        install_bundle(self.site_folder(name), name, bundle, yes=True)
+
+    def accept(self, request: Path, *, register: bool) -> Accepted:
+        with self._as_operator():
+            return accept(self.keys, request, confirm=lambda *_: None, register=register)
+
+    def register(self) -> None:
+        for request in sorted(self.keys.glob("sites/*/*.request.json")):
+            self.accept(request, register=True)
+
+    @contextmanager
+    def _as_operator(self) -> Iterator[None]:
+        before = os.environ.copy()
+        os.environ.update(self.environment)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def write_site(self, name: str, images: int, *, like: str = "", **coordinator: str) -> None:
+        """The site file of `name`, with images such as the synthetic site `like` has."""
+        like = like or name
+        manifest = write_site(self.folder / "data" / name, site=like, images=images)
         content = {
             "site": {"name": name},
             "data": {"manifest": str(manifest), "images": str(manifest.parent)},
-            "labels": dict(find_site(name).label_map),
+            "labels": dict(find_site(like).label_map),
             "backbone": {"name": "demo", "precision": "fp32"},
             "coordinator": {
                 "address": f"127.0.0.1:{self.port}",
-                "root_certificates": str(self.keys / "ca.crt"),
-                "private_key": str(self.keys / "sites" / name / f"{name}.key"),
+                "root_certificates": str(self.site_folder(name) / "ca.crt"),
+                "private_key": str(self.site_folder(name) / "keys" / "node.key"),
             }
             | coordinator,
             "node": {"port": free_port()},
@@ -133,22 +175,9 @@ class Federation:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def register(self) -> None:
-        write_connection(
-            self.folder / "flwr", CONNECTION, f"127.0.0.1:{self.port}", self.keys / "ca.crt"
-        )
-        before = os.environ.copy()
-        os.environ.update(self.environment)
-        try:
-            register_sites(CONNECTION, self.keys)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-    def start_client(self, name: str) -> subprocess.Popen:
-        return self.start(
-            name, str(BIN / "dermino-client"), "--site", name, "--sites-dir", str(self.sites)
-        )
+    def start_client(self, name: str, *extra: str) -> subprocess.Popen:
+        command = [str(BIN / "dermino-client"), "--site", name, "--sites-dir", str(self.sites)]
+        return self.start(name, *command, *extra)
 
     def connected(self, name: str) -> bool:
         return "joining" in self.log(name) and "SuperNode ID" in self.log(name)
@@ -174,3 +203,27 @@ class Federation:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+
+def join(keys: Path, folder: Path, name: str) -> Path:
+    """Enrol one site without a SuperLink; returns its join bundle, which is installed, too."""
+    request = enrol(folder, name).file
+    bundle = accept(keys, request, confirm=lambda *_: None, register=False).bundle
+    install_bundle(folder, name, bundle, yes=True)
+    return bundle
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, but for locks."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every value in JSON content that is neither a list nor a table."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path

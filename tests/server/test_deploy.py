@@ -230,17 +230,17 @@ def test_services_are_confined(unit: str) -> None:
 def test_example_sites_are_valid(name: str) -> None:
     site = read_site(DEPLOY / "sites" / f"{name}.toml")
     assert site.name == name
-    assert site.coordinator is not None
-    assert site.coordinator.private_key == Path(f"/etc/dermino/keys/{name}.key")
+    assert site.coordinator is None, "the join bundle has the address"
+    assert site.folder == Path(f"/var/lib/dermino/{name}/site")
     assert site.node.health_address == "127.0.0.1:8081"
     labels = find_dataset(name).label_map
     assert dict(site.labels).items() <= dict(labels).items()
 
 
 def test_the_flower_app_builds(tmp_path: Path) -> None:
-    import dermino_server
+    import dermino_strategies
 
-    source = Path(dermino_server.__file__).parent / "flower_app" / "pyproject.toml"
+    source = Path(dermino_strategies.__file__).parent / "flower_app" / "pyproject.toml"
     app = tmp_path / "app"
     app.mkdir()
     shutil.copy(source, app)

@@ -53,24 +53,24 @@ def test_federation_gives_the_weights_of_the_simulation(federation: Federation) 
 
 
 def test_unregistered_key_is_refused_with_words(federation: Federation) -> None:
-    from dermino_server.provisioning import provision
+    from dermino_client.enrol import enrol
 
     other = federation.folder / "strangers"
-    provision(other, hosts=["127.0.0.1"], sites=["stranger"])
-    key = other / "sites" / "stranger" / "stranger.key"
+    enrol(other, "stranger")
+    key = other / "keys" / "node.key"
     _stranger(federation, "stranger", private_key=str(key))
     process = federation.start_client("stranger")
     assert process.wait(timeout=120) == 6, federation.log("stranger")
     log = federation.log("stranger")
     assert "refuses the key of stranger" in log
-    assert "supernode register stranger.pub" in log
+    assert "the coordinator" in log
 
 
 def test_client_without_the_authority_refuses_to_connect(federation: Federation) -> None:
     from dermino_server.provisioning import provision
 
     other = federation.folder / "impostor"
-    provision(other, hosts=["127.0.0.1"], sites=["synthetic-mednode"])
+    provision(other, hosts=["127.0.0.1"])
     _stranger(federation, "misled", root_certificates=str(other / "ca.crt"))
     process = federation.start_client("misled")
     assert process.wait(timeout=120) == 6, federation.log("misled")

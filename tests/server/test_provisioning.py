@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -12,22 +14,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 from typer.testing import CliRunner
 
 from dermino_core.errors import DerminoError
 from dermino_core.names import check_address, check_host, check_name
-from dermino_server.commands.provision import provision as provision_command
-from dermino_server.provisioning import (
-    provision,
-    register_sites,
-    site_names,
-    write_connection,
-)
+from dermino_server.certificates import renew_server_certificate
+from dermino_server.commands.provision import provision_app
+from dermino_server.flower_connection import write_connection
+from dermino_server.provisioning import provision
+from dermino_server.roster import read_federation
 
 HOST = "coordinator.example.org"
 
@@ -35,7 +33,7 @@ HOST = "coordinator.example.org"
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("provisioned") / "keys"
-    provision(out, hosts=[HOST, "10.0.0.5", "fd00::5"], sites=["mednode", "ph2"])
+    provision(out, hosts=[HOST, "10.0.0.5", "fd00::5"])
     return out
 
 
@@ -115,19 +113,6 @@ def test_lifetimes_follow_days(tmp_path: Path) -> None:
     assert datetime.timedelta(days=29) < lifetime < datetime.timedelta(days=31)
 
 
-def test_site_keys_are_what_flower_wants(keys: Path) -> None:
-    folder = keys / "sites" / "mednode"
-    private = serialization.load_ssh_private_key((folder / "mednode.key").read_bytes(), None)
-    public = serialization.load_ssh_public_key((folder / "mednode.pub").read_bytes())
-    assert isinstance(private, ec.EllipticCurvePrivateKey)
-    assert isinstance(public, ec.EllipticCurvePublicKey)
-    assert private.curve.name == "secp384r1"
-    assert private.public_key() == public
-    assert (folder / "ca.crt").read_bytes() == (keys / "ca.crt").read_bytes()
-    other = keys / "sites" / "ph2" / "ph2.pub"
-    assert other.read_bytes().split()[1] != (folder / "mednode.pub").read_bytes().split()[1]
-
-
 def test_modes(keys: Path) -> None:
     for path in [keys, *keys.rglob("*")]:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -135,64 +120,133 @@ def test_modes(keys: Path) -> None:
             assert mode == 0o700, path
         elif path.suffix == ".key":
             assert mode == 0o600, path
-    assert len(list(keys.rglob("*.key"))) == 4
+    assert sorted(file.name for file in keys.rglob("*.key")) == ["ca.key", "server.key"]
+    assert (keys / "runs").is_dir()
     assert not [file for file in keys.rglob(".*") if file.is_file()]
 
 
-def test_running_again_adds_a_site_and_disturbs_nothing(tmp_path: Path) -> None:
+def test_running_again_disturbs_nothing_and_adds_what_is_missing(tmp_path: Path) -> None:
     out = tmp_path / "keys"
-    provision(out, hosts=[HOST], sites=["mednode"])
+    made = provision(out, hosts=[HOST]).made
+    assert {file.name for file in made} == {
+        *("ca.key", "ca.crt", "server.key", "server.pem", "federation.json")
+    }
     before = contents(out)
-    again = provision(out, sites=["mednode", "fitzpatrick17k"])
-    after = contents(out)
-    assert {name: after[name] for name in before} == before
-    added = {f"sites/fitzpatrick17k/{n}" for n in ("ca.crt", "fitzpatrick17k.key")}
-    assert set(after) - set(before) == added | {"sites/fitzpatrick17k/fitzpatrick17k.pub"}
-    assert again.sites == ("fitzpatrick17k", "mednode")
-    assert len(again.made) == 3
-    assert not provision(out, hosts=[HOST], sites=["mednode"]).made
+    for arguments in ({}, {"hosts": [HOST]}, {"port": 443, "superlink": "127.0.0.1:8000"}):
+        assert provision(out, **arguments).made == ()
+        assert contents(out) == before
+    (out / "federation.json").unlink()
+    (out / "runs").rmdir()
+    assert [file.name for file in provision(out, hosts=[HOST]).made] == ["federation.json"]
+    assert contents(out) == before
+    assert (out / "runs").is_dir()
+    (out / "federation.json").unlink()
+    with pytest.raises(DerminoError, match="host name is missing"):
+        provision(out)
 
 
-def test_a_site_can_be_added_while_the_authority_key_is_offline(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("port", 8443), ("name", "other"), ("superlink", "127.0.0.1:9"), ("connection", "other")],
+)
+def test_what_was_said_once_is_not_silently_changed(
+    tmp_path: Path, option: str, value: object
+) -> None:
     provision(tmp_path, hosts=[HOST])
-    (tmp_path / "ca.key").unlink()
-    provision(tmp_path, sites=["late"])
-    assert site_names(tmp_path) == ("late",)
-    (tmp_path / "server.pem").unlink()
-    (tmp_path / "server.key").unlink()
-    with pytest.raises(DerminoError, match="cannot read") as caught:
-        provision(tmp_path, hosts=[HOST])
-    assert caught.value.code == "TLS_INVALID"
-
-
-def test_a_key_that_the_hospital_made_is_kept(tmp_path: Path) -> None:
-    provision(tmp_path, hosts=[HOST])
-    own = tmp_path / "sites" / "ph2" / "ph2.pub"
-    own.parent.mkdir(parents=True)
-    own.write_text("ecdsa-sha2-nistp384 AAAA ours\n")
-    assert provision(tmp_path, sites=["ph2"]).made == ()
-    assert not own.with_suffix(".key").exists()
-
-
-def test_a_private_key_without_its_public_half_is_never_overwritten(tmp_path: Path) -> None:
-    provision(tmp_path, hosts=[HOST], sites=["ph2"])
-    (tmp_path / "sites" / "ph2" / "ph2.pub").unlink()
     before = contents(tmp_path)
-    with pytest.raises(DerminoError, match="never overwritten") as caught:
-        provision(tmp_path, sites=["ph2"])
+    with pytest.raises(DerminoError, match=f"--{option}") as caught:
+        provision(tmp_path, **{option: value})
     assert caught.value.code == "OUTPUT_EXISTS"
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("hosts", "name", "address"),
+    [
+        ([HOST, "10.0.0.5"], HOST, f"{HOST}:443"),
+        (["10.0.0.5", HOST], "10.0.0.5", "10.0.0.5:443"),
+        (["fd00::5"], "federation", "[fd00::5]:443"),
+        (["a" * 60 + "." + "b" * 60], "a" * 60 + ".bb", "a" * 60 + "." + "b" * 60 + ":443"),
+        (["a" * 62 + "." + "b" * 60], "a" * 62, "a" * 62 + "." + "b" * 60 + ":443"),
+    ],
+)
+def test_name_and_address_of_a_federation(
+    tmp_path: Path, hosts: list[str], name: str, address: str
+) -> None:
+    assert provision(tmp_path, hosts=hosts).federation == read_federation(tmp_path)
+    assert (read_federation(tmp_path).name, read_federation(tmp_path).address) == (name, address)
+
+
+def test_only_signing_needs_the_authority_key(tmp_path: Path) -> None:
+    out, offline = tmp_path / "keys", tmp_path / "offline.key"
+    provision(out, hosts=[HOST])
+    shutil.move(out / "ca.key", offline)
+    assert provision(out, hosts=[HOST]).made == ()
+    for file in ("server.pem", "server.key"):
+        (out / file).unlink()
+    with pytest.raises(DerminoError, match="signing needs the authority") as caught:
+        provision(out, hosts=[HOST])
+    assert caught.value.code == "TLS_INVALID"
+    assert "--ca-key" in str(caught.value)
+    assert not (out / "server.key").exists()
+    provision(out, hosts=[HOST], ca_key=offline)
+    assert_trusted(out, HOST)
+    assert not (out / "ca.key").exists()
+
+
+def assert_trusted(out: Path, host: str) -> None:
+    store = verification.Store([load(out / "ca.crt")])
+    verifier = verification.PolicyBuilder().store(store).build_server_verifier(x509.DNSName(host))
+    verifier.verify(load(out / "server.pem"), [])
+    key = serialization.load_pem_private_key((out / "server.key").read_bytes(), None)
+    assert key.public_key() == load(out / "server.pem").public_key()
+
+
+def test_a_renewed_server_certificate_is_trusted_by_the_same_authority(tmp_path: Path) -> None:
+    provision(tmp_path, hosts=[HOST, "10.0.0.5"], days=10)
+    before = contents(tmp_path)
+    day = datetime.datetime(2030, 5, 17, tzinfo=datetime.UTC)
+    kept = renew_server_certificate(tmp_path, ["New.example.org"], days=400, now=day)
+    assert [file.name for file in kept] == ["server-2030-05-17.key", "server-2030-05-17.pem"]
+    after = contents(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"server.key", "server.pem"}
+    assert after["server-2030-05-17.key"] == before["server.key"]
+    assert after["server-2030-05-17.pem"] == before["server.pem"]
+    for file in (kept[0], tmp_path / "server.key"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for host in (HOST, "new.example.org", "localhost"):
+        assert_trusted(tmp_path, host)
+    lifetime = load(tmp_path / "server.pem").not_valid_after_utc - datetime.datetime.now(
+        datetime.UTC
+    )
+    assert datetime.timedelta(days=399) < lifetime < datetime.timedelta(days=401)
+    again = renew_server_certificate(tmp_path, now=day)
+    assert [file.name for file in again] == ["server-2030-05-17-2.key", "server-2030-05-17-2.pem"]
+    assert not [name for name in contents(tmp_path) if name.startswith(".new")]
+
+
+def test_renewing_without_the_authority_key_changes_nothing(tmp_path: Path) -> None:
+    provision(tmp_path / "keys", hosts=[HOST])
+    shutil.move(tmp_path / "keys" / "ca.key", tmp_path / "ca.key")
+    before = contents(tmp_path)
+    with pytest.raises(DerminoError, match="--ca-key"):
+        renew_server_certificate(tmp_path / "keys")
+    with pytest.raises(DerminoError, match="lifetime"):
+        renew_server_certificate(tmp_path / "keys", days=10**7, ca_key=tmp_path / "ca.key")
+    assert contents(tmp_path) == before
+    renew_server_certificate(tmp_path / "keys", ca_key=tmp_path / "ca.key")
+    assert_trusted(tmp_path / "keys", HOST)
+
+
 def test_a_new_host_asks_for_a_new_certificate_by_the_same_authority(tmp_path: Path) -> None:
-    provision(tmp_path, hosts=[HOST], sites=["ph2"])
+    provision(tmp_path, hosts=[HOST])
     before = contents(tmp_path)
     with pytest.raises(DerminoError, match="does not name new") as caught:
         provision(tmp_path, hosts=["new.example.org"])
     assert caught.value.code == "OUTPUT_EXISTS"
+    assert "renew --host" in str(caught.value)
     assert contents(tmp_path) == before
-    (tmp_path / "server.pem").unlink()
-    (tmp_path / "server.key").unlink()
+    renew_server_certificate(tmp_path, ["new.example.org"])
     assert "new.example.org" in provision(tmp_path, hosts=["new.example.org"]).hosts
     assert contents(tmp_path)["ca.crt"] == before["ca.crt"]
 
@@ -227,10 +281,14 @@ def test_an_authority_that_does_not_match_its_key_is_an_error(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "x.", "a b", "é", "x" * 64, "a\n"])
-def test_bad_site_names(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DerminoError) as caught:
-        provision(tmp_path / "keys", hosts=[HOST], sites=[name])
-    assert caught.value.code == "CONFIG_INVALID"
+def test_bad_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DerminoError):
+        check_name(name)
+    if name:
+        for option in ("name", "connection"):
+            with pytest.raises(DerminoError) as caught:
+                provision(tmp_path / "keys", hosts=[HOST], **{option: name})
+            assert caught.value.code == "CONFIG_INVALID"
     assert not (tmp_path / "keys").exists()
 
 
@@ -253,24 +311,66 @@ def test_good_names_hosts_and_addresses() -> None:
             check_address(bad)
 
 
-def test_command_prints_the_next_steps(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(provision_command)
+@pytest.fixture
+def flower_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    return tmp_path / "flower"
+
+
+def test_command_prints_the_next_steps(tmp_path: Path, flower_home: Path) -> None:
     out = str(tmp_path / "keys")
-    done = CliRunner().invoke(app, ["--out", out, "--host", HOST, "--site", "ph2"])
+    done = CliRunner().invoke(provision_app, ["init", "--out", out, "--host", HOST])
     assert done.exit_code == 0, done.output
     for expected in (
         "flower-superlink --host 127.0.0.1",
         "--enable-supernode-auth",
-        f"flwr supernode register {out}/sites/ph2/ph2.pub coordinator --name ph2",
-        "dermino-client --site ph2",
-        f'address = "{HOST}:443"',
+        f"dermino provision accept NAME.request.json --out {out}",
+        "dermino-client enrol --site NAME",
+        "dermino-client --site NAME --bundle NAME.bundle.json",
+        f"connect to {HOST}:443",
     ):
         assert expected in done.output
+    assert (tmp_path / "keys" / "README.txt").read_text() in done.output
     assert "PRIVATE KEY" not in done.output
-    missing_host = CliRunner().invoke(app, ["--out", str(tmp_path / "new"), "--site", "ph2"])
+    connections = tomllib.loads((flower_home / "config.toml").read_text())["superlink"]
+    assert connections["coordinator"]["address"] == "127.0.0.1:8000"
+    assert connections["coordinator"]["root-certificates"] == f"{out}/ca.crt"
+    missing_host = CliRunner().invoke(provision_app, ["init", "--out", str(tmp_path / "new")])
     assert isinstance(missing_host.exception, DerminoError)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_fingerprint_to_read_by_phone_is_that_of_openssl(
+    tmp_path: Path, flower_home: Path
+) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl command")
+    command = ["init", "--out", str(tmp_path / "keys"), "--host", HOST, "--connection", "mine"]
+    shown = CliRunner().invoke(provision_app, command).output
+    line = re.search(r"^ +((?:[0-9A-F]{4} ?){8})$", shown, re.MULTILINE)
+    assert line
+    command = [openssl, "x509", "-fingerprint", "-sha256", "-noout", "-in"]
+    told = subprocess.run([*command, str(tmp_path / "keys/ca.crt")], capture_output=True, text=True)
+    digits = told.stdout.strip().partition("=")[2].replace(":", "")
+    assert line[1].replace(" ", "") == digits[:32]
+    assert "[superlink.mine]" in (flower_home / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"format": "dermino-federation"}', ""])
+def test_a_damaged_federation_file_is_named(tmp_path: Path, damage: str) -> None:
+    provision(tmp_path, hosts=[HOST])
+    (tmp_path / "federation.json").write_text(damage)
+    with pytest.raises(DerminoError, match="damaged") as caught:
+        provision(tmp_path)
+    assert (caught.value.code, caught.value.where) == (
+        "ENROLMENT_INVALID",
+        str(tmp_path / "federation.json"),
+    )
+    newer = {"format": "dermino-federation", "version": 2}
+    (tmp_path / "federation.json").write_text(json.dumps(newer))
+    with pytest.raises(DerminoError, match="version"):
+        provision(tmp_path)
 
 
 # ---------------------------------------------------------------- connections
@@ -368,15 +468,3 @@ def test_flower_reads_the_connection(
     connection = read_superlink_connection("dotted.name")
     assert connection.address == "localhost:8000"
     assert connection.root_certificates == str((keys / "ca.crt").resolve())
-
-
-def test_registering_without_sites_or_superlink(
-    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    with pytest.raises(DerminoError, match="no sites"):
-        register_sites("coordinator", tmp_path)
-    write_connection(tmp_path, "coordinator", "127.0.0.1:1", keys / "ca.crt")
-    with pytest.raises(DerminoError, match="mednode") as caught:
-        register_sites("coordinator", keys)
-    assert caught.value.code == "CONNECTION_FAILED"

@@ -23,8 +23,12 @@ from pathlib import Path
 
 import pytest
 
+from dermino_client.enrol import enrol
+from dermino_server.enrolment import accept
+from dermino_server.flower_nodes import find_node
 from dermino_server.health import ask_until_healthy, check_grpc, check_http
-from dermino_server.provisioning import provision, register_sites, write_connection
+from dermino_server.provisioning import provision
+from dermino_server.revocation import revoke
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 TEMPLATE = Path(__file__).resolve().parents[2] / "deploy" / "proxy" / "dermino.conf.template"
@@ -53,6 +57,21 @@ class Federation:
     @property
     def keys(self) -> Path:
         return self.folder / "keys"
+
+    def provision(self) -> None:
+        provision(
+            self.keys,
+            hosts=["coordinator.example.org"],
+            superlink=f"localhost:{self.superlink_port}",
+        )
+
+    def node_key(self, site: str) -> Path:
+        return self.folder / f"{site}.site" / "keys" / "node.key"
+
+    def enrol(self, site: str) -> str | None:
+        """The hospital's request, and the coordinator's answer: the id of its node."""
+        request = enrol(self.folder / f"{site}.site", site).file
+        return accept(self.keys, request, confirm=lambda *_: None).entry.node_id
 
     def environment(self, home: str) -> dict[str, str]:
         return os.environ | {
@@ -171,7 +190,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     folder = tmp_path_factory.mktemp("topology")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         made = Federation(folder, stack)
-        provision(made.keys, hosts=["coordinator.example.org"], sites=["mednode", "ph2"])
+        made.provision()
         made.start_superlink()
         made.start_proxy()
         ca = made.keys / "ca.crt"
@@ -188,12 +207,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
             made.log("nginx").read_text(),
         )
         patch.setenv("FLWR_HOME", str(folder / "operator"))
-        write_connection(folder / "operator", "coordinator", f"localhost:{made.superlink_port}", ca)
-        first = register_sites("coordinator", made.keys)
-        assert [entry.site for entry in first] == ["mednode", "ph2"]
-        assert all(entry.node_id for entry in first)
-        again = register_sites("coordinator", made.keys)
-        assert [entry.node_id for entry in again] == [None, None]
+        first = [made.enrol("mednode"), made.enrol("ph2")]
+        assert all(first)
+        assert [made.enrol("mednode"), made.enrol("ph2")] == first
         yield made
 
 
@@ -277,20 +293,17 @@ def test_a_registered_site_lives_through_a_restart_until_it_is_unregistered(
 ) -> None:
     with ExitStack() as stack:
         made = Federation(tmp_path, stack)
-        provision(made.keys, hosts=["coordinator.example.org"], sites=["mednode"])
+        made.provision()
         superlink = made.start_superlink()
         made.start_proxy()
         url, ca = f"https://localhost:{made.proxy_port}", made.keys / "ca.crt"
         assert ask_until_healthy([lambda: check_http(url, ca=ca)], wait=90)[0].ok
         monkeypatch.setenv("FLWR_HOME", str(tmp_path / "operator"))
-        write_connection(
-            tmp_path / "operator", "coordinator", f"localhost:{made.superlink_port}", ca
-        )
-        register_sites("coordinator", made.keys)
+        made.enrol("mednode")
         assert made.statuses() == ["registered"]
 
         health = free_port()
-        key = made.keys / "sites" / "mednode" / "mednode.key"
+        key = made.node_key("mednode")
         node = made.start_supernode("mednode", key, ca, health=health)
         assert until(lambda: made.statuses() == ["online"]), made.log("mednode").read_text()
         assert check_grpc(f"127.0.0.1:{health}").ok
@@ -310,20 +323,20 @@ def test_a_registered_site_lives_through_a_restart_until_it_is_unregistered(
 
         node = made.start_supernode("again", key, ca)
         assert until(lambda: made.statuses() == ["online"]), made.log("again").read_text()
-        (registered,) = made.flwr_supernode("list")["nodes"]
-        assert made.flwr_supernode("unregister", registered["node-id"])["success"]
+        revoke(made.keys, "mednode")
         # Refused (HTTP 401), flower-supernode ends as if someone had stopped it.
         assert node.wait(timeout=60) == 0
         assert "terminated gracefully" in made.log("again").read_text()
-        assert [entry.node_id for entry in register_sites("coordinator", made.keys)] == [None]
+        line = " ".join((made.keys / "sites/mednode/mednode.pub").read_text().split()[:2])
+        assert find_node("coordinator", line)[1] == "unregistered"
         node = made.start_supernode("refused", key, ca)
         assert node.wait(timeout=60) == 1
         assert "[code: 2004]" in made.log("refused").read_text()
 
 
 def test_an_unregistered_key_is_refused(federation: Federation, tmp_path: Path) -> None:
-    provision(tmp_path / "stray", hosts=["x.org"], sites=["stray"])
-    key = tmp_path / "stray" / "sites" / "stray" / "stray.key"
+    enrol(tmp_path / "stray", "stray")
+    key = tmp_path / "stray" / "keys" / "node.key"
     node = federation.start_supernode("stray", key, federation.keys / "ca.crt")
     assert node.wait(timeout=60) == 1
     log = federation.log("stray").read_text()
@@ -340,7 +353,7 @@ def test_a_site_without_the_authority_refuses(
     if authority == "other":
         provision(tmp_path / "other", hosts=["localhost"])
         ca = tmp_path / "other" / "ca.crt"
-    key = federation.keys / "sites" / "ph2" / "ph2.key"
+    key = federation.node_key("ph2")
     name = f"ph2-{authority}"
     node = federation.start_supernode(name, key, ca)
     assert node.wait(timeout=60) == 1
