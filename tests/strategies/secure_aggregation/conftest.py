@@ -1,0 +1,8 @@
+"""Puts `in_process` beside the tests within their reach."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
