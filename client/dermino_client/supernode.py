@@ -3,6 +3,9 @@
 Its command line is its only public surface, so it runs as a child process: signals are handed on,
 it ends when `dermino-client` ends, and its exit is explained in words a hospital can act on. While
 the coordinator is away it keeps trying; that is not an error.
+
+It starts no app by itself (`--isolation process`): messages wait in it until our own runner, which
+knows the site's policy, takes them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +26,8 @@ from pathlib import Path
 
 import tomli_w
 
+from dermino_client.membership import enrolled_coordinator, start_warnings
+from dermino_client.runner_keeper import RunnerKeeper, new_secret, runner_command
 from dermino_client.site import CoordinatorSection, Site, read_site
 from dermino_core.console import run_command, say, warn
 from dermino_core.errors import DerminoError
@@ -35,40 +41,59 @@ _CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"
 _KEY_REFUSED = re.compile(r"\[code: 2004\]|Failed to activate SuperNode")
 
 
-def preflight(site: Site) -> CoordinatorSection:
-    """Check key, certificate and connection before the long-running part starts.
-
-    A coordinator that is not there yet is only a warning.
+def coordinator_of(site: Site) -> CoordinatorSection:
+    """Where to connect and with which key: as the site file says, else as the join bundle does.
 
     Raises
     ------
     DerminoError
-        `CONFIG_INVALID` without a `[coordinator]`; `TLS_INVALID` if the key or the CA certificate
-        is missing or wrong, or the coordinator's certificate does not verify against it.
+        `CONFIG_INVALID` if neither says it.
     """
-    if site.coordinator is None:
+    if site.coordinator is not None:
+        return site.coordinator
+    enrolled = enrolled_coordinator(site.folder)
+    if enrolled is None:
         raise DerminoError(
             "CONFIG_INVALID",
-            "The site file has no [coordinator] section, so there is nothing to connect to.",
+            "This site has not joined a federation, so there is nothing to connect to.",
             where=site.file,
-            fix="Add address, root_certificates and private_key, which the coordinator provides.",
+            fix=f"dermino-client enrol --site {site.name}, send the request to the coordinator, "
+            f"then: dermino-client --site {site.name} --bundle {site.name}.bundle.json",
         )
-    key = site.resolve(site.coordinator.private_key)
-    authority = site.resolve(site.coordinator.root_certificates)
+    address, authority, key = enrolled
+    return CoordinatorSection(address=address, root_certificates=authority, private_key=key)
+
+
+def preflight(site: Site) -> CoordinatorSection:
+    """Check key, certificate and connection before the long-running part starts.
+
+    A coordinator that is not there yet is only a warning, and so is what expires within 30 days.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`coordinator_of`; `TLS_INVALID` if the key or the CA certificate
+        is missing or wrong, or the coordinator's certificate does not verify against it.
+    """
+    coordinator = coordinator_of(site)
+    key = site.resolve(coordinator.private_key)
+    authority = site.resolve(coordinator.root_certificates)
+    certificate = None
     _check_key(key)
     context = _trust(authority)
-    host, _, port = site.coordinator.address.rpartition(":")
+    host, _, port = coordinator.address.rpartition(":")
     try:
         with (
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=host.strip("[]")),
+            context.wrap_socket(plain, server_hostname=host.strip("[]")) as secure,
         ):
-            say(f"{site.name}: the certificate of {site.coordinator.address} is valid")
+            certificate = secure.getpeercert(binary_form=True)
+            say(f"{site.name}: the certificate of {coordinator.address} is valid")
     except ssl.SSLCertVerificationError as error:
         raise DerminoError(
             "TLS_INVALID",
             f"The coordinator's certificate is not trusted: {error.verify_message}.",
-            where=f"{site.coordinator.address}, with {authority}",
+            where=f"{coordinator.address}, with {authority}",
             fix="Ask the coordinator for the current ca.crt, compare its fingerprint by phone, "
             "and put it where coordinator.root_certificates points. Nothing was sent.",
         ) from None
@@ -76,15 +101,17 @@ def preflight(site: Site) -> CoordinatorSection:
         raise DerminoError(
             "TLS_INVALID",
             f"The coordinator does not speak TLS as expected: {error.reason or error}.",
-            where=site.coordinator.address,
+            where=coordinator.address,
             fix="Check the address and port; dermino never connects without TLS.",
         ) from None
     except OSError as error:
         warn(
-            f"{site.name}: {site.coordinator.address} cannot be reached yet "
+            f"{site.name}: {coordinator.address} cannot be reached yet "
             f"({error.strerror or error}); it is tried again until it answers"
         )
-    return site.coordinator
+    for warning in start_warnings(site.folder, certificate):
+        warn(f"{site.name}: {warning}")
+    return coordinator
 
 
 def _check_key(key: Path) -> None:
@@ -92,7 +119,7 @@ def _check_key(key: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-    advice = "Site keys are P-384 in OpenSSH format; `dermino provision --site NAME` makes them."
+    advice = "Site keys are P-384 in OpenSSH format; `dermino-client enrol --site NAME` makes them."
     try:
         loaded = load_ssh_private_key(key.read_bytes(), password=None)
     except FileNotFoundError:
@@ -131,8 +158,12 @@ def _trust(authority: Path) -> ssl.SSLContext:
         ) from None
 
 
-def command(site: Site, coordinator: CoordinatorSection) -> list[str]:
-    """The `flower-supernode` command line of a site; writes its node configuration."""
+def command(site: Site, coordinator: CoordinatorSection, secret: Path) -> list[str]:
+    """The `flower-supernode` command line of a site; writes its node configuration.
+
+    `secret` is a file that only this user can read: who knows it may take this site's messages
+    out of the SuperNode.
+    """
     from dermino_client.app import SITE_FILE_KEY
 
     node_config = site.cache / "node" / f"{site.name}.toml"
@@ -149,6 +180,10 @@ def command(site: Site, coordinator: CoordinatorSection) -> list[str]:
         str(node_config),
         "--port",
         str(site.node.port),
+        "--isolation",
+        "process",
+        "--superexec-auth-secret-file",
+        str(secret),
     ]
     if site.node.health_address:
         arguments += ["--health-server-address", site.node.health_address]
@@ -160,12 +195,9 @@ def _environment_bin() -> Path:
 
 
 def _environment(site: Site) -> dict[str, str]:
-    """Flower starts its helpers by PATH; messages are polled often, telemetry is off."""
-    path = f"{_environment_bin()}{os.pathsep}{os.environ.get('PATH', '')}"
+    """Telemetry and the search for updates are off: nothing but the coordinator is called."""
     return {
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         **os.environ,
-        "PATH": path,
         "DERMINO_CACHE": str(site.cache),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -174,31 +206,44 @@ def _environment(site: Site) -> dict[str, str]:
 
 
 def run(site: Site, coordinator: CoordinatorSection) -> None:
-    """Run the SuperNode until it ends or this process is told to stop.
+    """Run the SuperNode and the runner until the SuperNode ends or this process is told to stop.
 
     SIGTERM and SIGINT end it cleanly, and this function returns.
 
     Raises
     ------
     DerminoError
-        `TLS_INVALID` if the coordinator refuses the site's key, `CONNECTION_FAILED` if the
-        SuperNode ends for any other reason.
+        `TLS_INVALID` if the coordinator refuses the site's key, `DEPENDENCY_MISSING` if the runner
+        does not work with this flwr, `CONNECTION_FAILED` if the SuperNode ends for another reason.
     """
-    child = subprocess.Popen(  # noqa: S603 - our own command line
-        command(site, coordinator),
-        env=_environment(site),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        preexec_fn=_end_with_parent,
-    )
-    tail: list[str] = []
-    reader = threading.Thread(target=_pass_on, args=(child, tail), daemon=True)
-    reader.start()
-    with _handing_on_signals(child) as stopped:
-        code = child.wait()
+    with tempfile.TemporaryDirectory(prefix="dermino-") as folder:
+        secret = new_secret(Path(folder) / "runtime.secret")
+        child = subprocess.Popen(  # noqa: S603 - our own command line
+            command(site, coordinator, secret),
+            env=_environment(site),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_end_with_parent,
+        )
+        tail: list[str] = []
+        reader = threading.Thread(target=_pass_on, args=(child, tail), daemon=True)
+        reader.start()
+        runner = RunnerKeeper(
+            runner_command(site.file, site.node.port, secret), _environment(site), child.terminate
+        )
+        with _handing_on_signals(child) as stopped:
+            runner.start()
+            code = child.wait()
+        runner.stop()
     reader.join(timeout=2)
+    if runner.failed:
+        raise DerminoError(
+            "DEPENDENCY_MISSING",
+            f"{site.name}: the process that answers messages cannot run; its error is above.",
+            fix="Mend what it says. Without it this site answers nothing, so it left.",
+        )
     if stopped:
         say(f"{site.name}: stopped")
         return
@@ -219,8 +264,7 @@ def exec_supervisor(site: Site) -> None:
 def main() -> None:
     """Supervise the SuperNode of the site file that the command line names."""
     site = read_site(Path(sys.argv[1]))
-    if site.coordinator is not None:
-        run(site, site.coordinator)
+    run(site, coordinator_of(site))
 
 
 def _end_with_parent() -> None:

@@ -43,7 +43,7 @@ def submit(folder: Path, connection: str, *, resume: bool) -> int:
         _stop_previous(folder, connection)
     settings = f"{RUN_FOLDER_KEY}={json.dumps(str(folder))} {RESUME_KEY}={str(resume).lower()}"
     with tempfile.TemporaryDirectory(prefix="dermino-app-") as app:
-        source = files("dermino_server").joinpath("flower_app/pyproject.toml")
+        source = files("dermino_strategies").joinpath("flower_app/pyproject.toml")
         shutil.copyfile(str(source), Path(app) / "pyproject.toml")
         try:
             run_id = int(call_flwr("run", app, connection, "--run-config", settings)["run-id"])

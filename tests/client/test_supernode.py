@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from dermino_client.site import CoordinatorSection, Site
-from dermino_client.supernode import _explain, command, preflight
+from dermino_client.supernode import _explain, command, preflight, run
 from dermino_core.errors import DerminoError
 from dermino_server.provisioning import provision
 
@@ -29,14 +30,22 @@ MakeSite = Callable[..., Site]
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
-    provision(folder, hosts=["127.0.0.1"], sites=["clinic"])
-    return folder
+    provision(folder, hosts=["127.0.0.1"])
+    return with_site_key(folder)
 
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("strangers")
-    provision(folder, hosts=["elsewhere.example"], sites=["clinic"], local=False)
+    provision(folder, hosts=["elsewhere.example"], local=False)
+    return with_site_key(folder)
+
+
+def with_site_key(folder: Path) -> Path:
+    key = folder / "sites" / "clinic" / "clinic.key"
+    key.parent.mkdir(parents=True)
+    key.write_bytes(openssh(ec.generate_private_key(ec.SECP384R1())))
+    key.chmod(0o600)
     return folder
 
 
@@ -145,7 +154,7 @@ def test_nobody_there_is_only_a_warning(
 
 
 def test_no_coordinator(make_site: MakeSite) -> None:
-    with pytest.raises(DerminoError, match=r"no \[coordinator\]") as caught:
+    with pytest.raises(DerminoError, match="has not joined a federation") as caught:
         preflight(make_site())
     assert (caught.value.code, caught.value.exit_code) == ("CONFIG_INVALID", 3)
 
@@ -176,7 +185,7 @@ def test_unusable_keys(make_site: MakeSite, keys: Path, tmp_path: Path, kind: st
     key.write_bytes(content())
     error = refused(joining(make_site, keys, 1, private_key=str(key)), words)
     assert str(key) in str(error)
-    assert "dermino provision" in str(error)
+    assert "dermino-client enrol" in str(error)
 
 
 def test_a_key_behind_a_password(make_site: MakeSite, keys: Path, tmp_path: Path) -> None:
@@ -230,7 +239,8 @@ def test_command_line(make_site: MakeSite, keys: Path, tmp_path: Path) -> None:
     )
     coordinator = site.coordinator
     assert coordinator is not None
-    program, *arguments = command(site, coordinator)
+    secret = tmp_path / "runtime.secret"
+    program, *arguments = command(site, coordinator, secret)
     assert Path(program) == Path(sys.executable).parent / "flower-supernode"
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     here = site.file.parent
@@ -241,6 +251,8 @@ def test_command_line(make_site: MakeSite, keys: Path, tmp_path: Path) -> None:
         "--auth-supernode-private-key": str(here / "clinic.key"),
         "--port": "9188",
         "--health-server-address": "127.0.0.1:9189",
+        "--isolation": "process",
+        "--superexec-auth-secret-file": str(secret),
     }
     assert not any("insecure" in argument for argument in arguments)
     config = tomllib.loads((cache / "node" / "clinic.toml").read_text())
@@ -250,7 +262,86 @@ def test_command_line(make_site: MakeSite, keys: Path, tmp_path: Path) -> None:
 def test_command_line_without_health_address(make_site: MakeSite, keys: Path) -> None:
     site = joining(make_site, keys, 9092)
     assert site.coordinator is not None
-    assert "--health-server-address" not in command(site, site.coordinator)
+    assert "--health-server-address" not in command(site, site.coordinator, Path("secret"))
+
+
+def test_the_supernode_knows_every_option(make_site: MakeSite, keys: Path) -> None:
+    """Also that it starts no app by itself, and that it installs no dependencies of apps."""
+    from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+
+    site = joining(make_site, keys, 9092)
+    assert site.coordinator is not None
+    given = _parse_args_run_supernode().parse_args(command(site, site.coordinator, Path("s"))[1:])
+    assert given.isolation == "process"
+    assert given.superexec_auth_secret_file == "s"
+    assert given.runtime_dependency_install is False
+    assert given.host == "127.0.0.1"
+
+
+FAKE = """#!/bin/sh
+echo "$@" > {seen}
+stat -c %a "$(echo "$@" | sed 's/.*secret-file //')" >> {seen}
+echo $FLWR_TELEMETRY_ENABLED $FLWR_DISABLE_UPDATE_CHECK >> {seen}
+{rest}
+"""
+
+
+@pytest.fixture
+def fake_supernode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """`fake_supernode("exit 1")` puts a script in the place of flower-supernode."""
+
+    def make(rest: str) -> Path:
+        program, seen = tmp_path / "bin" / "flower-supernode", tmp_path / "seen"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(FAKE.format(seen=seen, rest=rest))
+        program.chmod(0o755)
+        monkeypatch.setattr("dermino_client.supernode._environment_bin", lambda: program.parent)
+        return seen
+
+    return make
+
+
+def test_running_ends_with_the_supernode(
+    make_site: MakeSite,
+    keys: Path,
+    fake_supernode: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its runner ends too, and the secret is gone."""
+    site = joining(make_site, keys, 9092)
+    assert site.coordinator is not None
+    seen = fake_supernode("sleep 0.5; exit 1")
+    pids = seen.parent / "pids"
+    runner = ["/bin/sh", "-c", f"echo $$ >> {pids}; exec sleep 60"]
+    monkeypatch.setattr("dermino_client.supernode.runner_command", lambda *_: runner)
+    with pytest.raises(DerminoError, match="ended with exit code 1"):
+        run(site, site.coordinator)
+    arguments, mode, switches = seen.read_text().splitlines()
+    assert "--isolation process" in arguments
+    assert mode == "600"
+    assert switches == "0 1"
+    assert not Path(arguments.split("--superexec-auth-secret-file ")[1]).exists()
+    (pid,) = pids.read_text().splitlines()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
+def test_a_runner_that_cannot_run_ends_the_supernode(
+    make_site: MakeSite,
+    keys: Path,
+    fake_supernode: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A site whose guard does not work leaves the federation; it does not run without it."""
+    site = joining(make_site, keys, 9092)
+    assert site.coordinator is not None
+    fake_supernode("exec sleep 60")
+    monkeypatch.setattr(
+        "dermino_client.supernode.runner_command", lambda *_: ["/bin/sh", "-c", "exit 3"]
+    )
+    with pytest.raises(DerminoError, match="answers messages cannot run") as caught:
+        run(site, site.coordinator)
+    assert (caught.value.code, caught.value.exit_code) == ("DEPENDENCY_MISSING", 3)
 
 
 @pytest.mark.parametrize(

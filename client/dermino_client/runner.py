@@ -1,0 +1,99 @@
+"""The process that answers one message of the coordinator, if its app bundle may run here.
+
+`dermino-client` keeps one of these beside `flower-supernode --isolation process`, in the place of
+`flower-superexec` and `flwr-clientapp`: it has imported what it needs, waits for a message, judges
+the bundle that the message came with, answers and ends; then the next one is started. So every
+message finds a fresh process, as with Flower alone, without waiting for its imports.
+
+No bundle is installed, written or imported before its bytes are judged. dermino's own bundle is
+never used at all: the installed package answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dermino_core.console import prepare_environment, run_command
+
+if TYPE_CHECKING:
+    from dermino_client.runner_flower import Runtime
+
+log = logging.getLogger("dermino.client")
+
+POLL_SECONDS = 0.2
+_PARENT_SECONDS = 1.0
+
+
+def serve_one(runtime: Runtime, site_file: Path) -> None:
+    """Wait for a message, however long, and answer it."""
+    from dermino_client.runner_answer import answer
+
+    while (claimed := _acquire(runtime)) is None:
+        time.sleep(POLL_SECONDS)
+    with runtime.job(*claimed) as (job, connection):
+        connection.answer(answer(job, site_file))
+
+
+def _acquire(runtime: Runtime) -> tuple[str, str] | None:
+    try:
+        return runtime.acquire()
+    except ConnectionError as error:
+        log.debug("the SuperNode does not answer: %s", error)
+        return None
+
+
+def _end_with(parent: int) -> None:
+    """End this process when `dermino-client` is gone, even if it was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _keep_off_proxies() -> None:
+    """Messages between SuperNode and runner stay on this machine, whatever proxy is configured."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = os.environ.get(name)
+        os.environ[name] = f"{known},127.0.0.1" if known else "127.0.0.1"
+
+
+def main() -> None:
+    """Answer one message of the SuperNode that the command line names."""
+    parser = argparse.ArgumentParser(prog="dermino_client.runner")
+    parser.add_argument("site_file", type=Path)
+    parser.add_argument("--address", required=True, help="HOST:PORT of the SuperNode's Runtime API")
+    parser.add_argument("--secret", required=True, type=Path, help="file with the Runtime's secret")
+    parser.add_argument("--parent", required=True, type=int, help="process to end with")
+    arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _end_with(arguments.parent)
+    _keep_off_proxies()
+    # Here, so that a flwr that lacks what is needed ends the process with the error's own code.
+    from dermino_client.runner_flower import Runtime
+
+    runtime = Runtime(arguments.address, arguments.secret.read_bytes())
+    try:
+        serve_one(runtime, arguments.site_file)
+    finally:
+        runtime.close()
+
+
+if __name__ == "__main__":
+    prepare_environment()
+    run_command(main)
