@@ -11,22 +11,26 @@ of training images, and the mean training loss. (`protocol` lists what surrounds
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from dermino_core.heads import HeadRecipe, LinearHead, fit_head
-from dermino_strategies.base import Additive, Arrays, Settings, SiteData, SiteUpdate
-
+from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
+from dermino_strategies.base import Additive, Arrays, Private, SiteData, SiteUpdate
+from dermino_strategies.private_sgd import (
+    PrivateSettings,
+    plan_private_rounds,
+    train_privately,
+)
 
 LARGEST_WEIGHT = 2.0**10
 LARGEST_SITE = 2.0**24
 """What one site may send under secure aggregation: entries of a head, and training images."""
 
 
-class FedAvgSettings(Settings):
+class FedAvgSettings(PrivateSettings):
     """The paper's numbers; batch size and initial head are ours, because the paper is silent."""
 
     local_epochs: int = Field(default=2, ge=1, le=1000)
@@ -35,7 +39,7 @@ class FedAvgSettings(Settings):
     initial_head: Literal["uniform", "zeros"] = "uniform"
 
 
-class FedAvg(Additive):
+class FedAvg(Additive, Private):
     """Example-weighted federated averaging of linear heads."""
 
     name = "fedavg"
@@ -65,27 +69,15 @@ class FedAvg(Additive):
         )
         return SiteUpdate(head.arrays(), examples=len(data.labels), metrics={"train-loss": loss})
 
-    def aggregate(self, arrays: Arrays, updates: Mapping[str, SiteUpdate]) -> Arrays:
-        """Mean of the sites' heads weighted by their training images, by Flower's FedAvg."""
-        from flwr.app import MetricRecord, RecordDict
-        from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+    def privacy_plan(self, data: SiteData, request: PrivacyRequest, rounds: int) -> PrivacyPlan:
+        """The noise of DP-SGD, fixed once for all rounds."""
+        return plan_private_rounds(self.settings, data, request, rounds)
 
-        from dermino_strategies.protocol import record_of
-
-        records = [
-            RecordDict(
-                {
-                    "arrays": record_of(updates[site].arrays),
-                    "metrics": MetricRecord({"num-examples": updates[site].examples}),
-                }
-            )
-            for site in sorted(updates)
-        ]
-        mean = aggregate_arrayrecords(records, "num-examples")
-        return {
-            name: array.numpy().astype(arrays[name].dtype, copy=False)
-            for name, array in mean.items()
-        }
+    def private_site_update(
+        self, data: SiteData, arrays: Arrays, round_: int, plan: PrivacyPlan
+    ) -> SiteUpdate:
+        """Train the global head by DP-SGD; send it as one example, whatever the site's size."""
+        return train_privately(self.settings, data, arrays, plan)
 
     def summand_like(self, arrays: Arrays) -> Arrays:
         """The head times its images, and the number of images."""

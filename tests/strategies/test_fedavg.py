@@ -80,9 +80,9 @@ def test_claims_of_no_images_and_infinite_loss_are_refused() -> None:
 
 
 def test_unknown_strategy_and_setting_say_what_is_known() -> None:
-    with pytest.raises(DerminoError, match="Known: fedavg"):
+    with pytest.raises(DerminoError, match=r"Known: .*fedavg, .*ridge"):
         get_strategy("fedmagic")
     with pytest.raises(DerminoError, match="learning_rate"):
         get_strategy("fedavg", {"learning_rate": -1})
-    with pytest.raises(DerminoError, match="Its settings: local_epochs"):
+    with pytest.raises(DerminoError, match=r"Its settings: .*local_epochs"):
         get_strategy("fedavg", {"learningrate": 1})
