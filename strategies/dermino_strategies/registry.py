@@ -8,9 +8,31 @@ from pydantic import ValidationError
 
 from dermino_core.errors import DerminoError
 from dermino_strategies.base import Strategy
+from dermino_strategies.fedadam import FedAdam, FedAdamSettings
 from dermino_strategies.fedavg import FedAvg, FedAvgSettings
+from dermino_strategies.fedavgm import FedAvgM, FedAvgMSettings
+from dermino_strategies.fedprox import FedProx, FedProxSettings
+from dermino_strategies.fedyogi import FedYogi, FedYogiSettings
+from dermino_strategies.krum import Krum, KrumSettings
+from dermino_strategies.logistic import Logistic, LogisticSettings
+from dermino_strategies.median import Median, MedianSettings
+from dermino_strategies.qffl import QFFL, QFFLSettings
+from dermino_strategies.ridge import Ridge, RidgeSettings
+from dermino_strategies.trimmed_mean import TrimmedMean, TrimmedMeanSettings
 
-STRATEGIES = {"fedavg": (FedAvg, FedAvgSettings)}
+STRATEGIES = {
+    "fedavg": (FedAvg, FedAvgSettings),
+    "fedprox": (FedProx, FedProxSettings),
+    "fedavgm": (FedAvgM, FedAvgMSettings),
+    "fedadam": (FedAdam, FedAdamSettings),
+    "fedyogi": (FedYogi, FedYogiSettings),
+    "median": (Median, MedianSettings),
+    "trimmed_mean": (TrimmedMean, TrimmedMeanSettings),
+    "krum": (Krum, KrumSettings),
+    "qffl": (QFFL, QFFLSettings),
+    "ridge": (Ridge, RidgeSettings),
+    "logistic": (Logistic, LogisticSettings),
+}
 
 
 def get_strategy(name: str, settings: Mapping[str, object] | None = None) -> Strategy:

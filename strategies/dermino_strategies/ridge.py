@@ -1,0 +1,249 @@
+"""Ridge: one round, and the head that training on all hospitals' pooled images would give.
+
+Hoerl & Kennard 1970; the sums of :mod:`dermino_core.moments`, solved by :mod:`dermino_core.ridge`.
+Every hospital sends sums over its training images; the coordinator adds them up, chooses the
+penalty by cross-validation over folds of patients, solves, and calibrates. No learning rate, no
+epochs, no drift: the result does not depend on how the images are spread over the hospitals, but
+for which fold a patient is in. Further rounds give the same answer.
+
+What leaves the building: how many training images there are of each class, the sum of their
+features, and the sum of the features' outer products, in all and for each fold but the last.
+With `class_weight = "balanced"` the products are per class, because only the coordinator learns
+how many images of each class there are. For D features, C classes and F folds these are
+(8 + 4 (F - 1)) P D (D + 1) / 2 bytes and some 8 F C D, with P = 1 or, if balanced, P = C:
+1.8 MB for D = 384, F = 5, P = 1. The folds' products travel as float32, because they only decide
+between penalties; the totals, which decide the head, as float64.
+
+Sums over few images hide little: those of a fold with a single image of a class are its features.
+The global arrays hold the sums of all hospitals, so that a hospital can take out its own and
+build its personal model; in a federation of two it learns the sums of the other. Secure
+aggregation hides every hospital's sums from the coordinator; the private variant bounds what all
+of this can tell of a patient.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from dermino_core.heads import LinearHead
+from dermino_core.moments import Moments, fold_moments, fold_of_images
+from dermino_core.personal import Personal, personal_model
+from dermino_core.ridge import (
+    PENALTIES,
+    CrossValidation,
+    Prior,
+    ScoreMoments,
+    Scores,
+    Weighting,
+    calibrate,
+    class_weights,
+    cross_validate,
+    solve,
+)
+from dermino_strategies.base import Additive, Arrays, Settings, SiteData, SiteUpdate
+
+LARGEST_FEATURE = 2.0**6
+"""Largest absolute value of a feature under secure aggregation: ten times what layer norms give."""
+
+LARGEST_SITE = 2.0**20
+"""Most training images of a site under secure aggregation."""
+
+Penalty = Annotated[float, Field(ge=1e-8, le=1e6)]
+
+
+class RidgeSettings(Settings):
+    """`penalties` are per image and for features of variance 1; the best one is taken.
+
+    Features keep their relative scales unless `standardise`: a layer norm's scales are not
+    arbitrary. `prior`: whether probabilities stand for the classes' shares among the training
+    images of all sites, or for equal ones.
+    """
+
+    folds: int = Field(default=5, ge=2, le=20)
+    penalties: tuple[Penalty, ...] = Field(default=PENALTIES, min_length=1, max_length=100)
+    class_weight: Weighting = "none"
+    standardise: bool = False
+    prior: Prior = "observed"
+
+
+class Ridge(Additive):
+    """One-round closed-form ridge regression."""
+
+    name = "ridge"
+
+    def __init__(self, settings: RidgeSettings | None = None) -> None:
+        self.settings = settings or RidgeSettings()
+
+    @property
+    def per_class(self) -> bool:
+        """Whether the outer products travel per class."""
+        return self.settings.class_weight == "balanced"
+
+    def initial_arrays(self, n_classes: int, width: int, seed: int) -> Arrays:
+        """A head of zeros, and no images.
+
+        `weight` [C, D] and `bias` [C]: the calibrated head, float32. `total.counts`,
+        `total.sums`, `total.products`: moments of all sites' images. `penalties` [P], `errors`
+        [P] and `penalty` [1]: the cross-validation. `held_out.means` [C, C] and
+        `held_out.spread` [1]: its scores on images held out.
+        """
+        head = LinearHead.initial(n_classes, width, how="zeros", seed=seed)
+        total = Moments.zeros(n_classes, width, per_class=self.per_class)
+        grid = np.array(sorted(self.settings.penalties))
+        held_out = ScoreMoments(np.zeros(n_classes), np.zeros((n_classes, n_classes)), 0.0)
+        search = CrossValidation(grid, np.zeros(len(grid)), 0.0, held_out)
+        return head.arrays() | total.arrays("total.") | _search_arrays(search)
+
+    def update_like(self, arrays: Arrays) -> Arrays:
+        """`total.*` as float64; `fold.*` of all folds but the last, the products as float32."""
+        like = self.summand_like(arrays)
+        return like | {"fold.products": like["fold.products"].astype(np.float32)}
+
+    def site_update(self, data: SiteData, arrays: Arrays, round_: int, seed: int) -> SiteUpdate:
+        """The site's sums. They depend on neither the global arrays nor the round.
+
+        Raises
+        ------
+        ValueError
+            If features are not finite.
+        """
+        settings = self.settings
+        fold_of = fold_of_images(
+            data.labels, data.groups, folds=settings.folds, seed=seed, site=data.site
+        )
+        folds = fold_moments(
+            data.features,
+            data.labels,
+            fold_of,
+            data.n_classes,
+            folds=settings.folds,
+            per_class=self.per_class,
+        )
+        total = folds[0]
+        for fold in folds[1:]:
+            total = total + fold
+        sent = total.arrays("total.") | {
+            "fold.counts": np.stack([fold.counts for fold in folds[:-1]]),
+            "fold.sums": np.stack([fold.sums for fold in folds[:-1]]),
+            "fold.products": np.stack([fold.products for fold in folds[:-1]]).astype(np.float32),
+        }
+        return SiteUpdate(sent, examples=len(data.labels))
+
+    def check_update(self, arrays: Arrays, update: SiteUpdate) -> None:
+        """Refuse sums that are not those of any images: counts, and squares below zero.
+
+        Raises
+        ------
+        ValueError
+            In words that name no path.
+        """
+        super().check_update(arrays, update)
+        counts, of_folds = update.arrays["total.counts"], update.arrays["fold.counts"]
+        if (counts < 0).any() or (counts != np.round(counts)).any():
+            raise ValueError("counts of images are not whole numbers")
+        if counts.sum() != update.examples:
+            raise ValueError(f"counts {counts.sum():g} images and trained on {update.examples}")
+        if (of_folds < 0).any() or (of_folds.sum(axis=0) > counts).any():
+            raise ValueError("the folds do not add up to all images")
+        diagonal = np.cumsum([0, *range(len(arrays["weight"][0]), 1, -1)])
+        for name in ("total.products", "fold.products"):
+            if (update.arrays[name][..., diagonal] < 0).any():
+                raise ValueError(f"array '{name}' has negative squares")
+
+    def summand(self, update: SiteUpdate) -> Arrays:
+        """What was sent, as float64."""
+        return {name: array.astype(np.float64) for name, array in update.arrays.items()}
+
+    def summand_like(self, arrays: Arrays) -> Arrays:
+        """Moments in all, and of each fold but the last."""
+        n_classes, width = arrays["weight"].shape
+        none = Moments.zeros(n_classes, width, per_class=self.per_class).arrays("")
+        folds = self.settings.folds - 1
+        of_folds = {f"fold.{name}": np.zeros((folds, *a.shape)) for name, a in none.items()}
+        return {f"total.{name}": a for name, a in none.items()} | of_folds
+
+    def summand_limits(self, arrays: Arrays) -> dict[str, float]:
+        """2^20 images, features up to 2^6 in size, products up to 2^12."""
+        limits = {
+            "counts": LARGEST_SITE,
+            "sums": LARGEST_SITE * LARGEST_FEATURE,
+            "products": LARGEST_SITE * LARGEST_FEATURE**2,
+        }
+        return {f"{part}.{name}": v for part in ("total", "fold") for name, v in limits.items()}
+
+    def from_sum(self, arrays: Arrays, total: Arrays) -> Arrays:
+        """The head, the total and the cross-validation. The arrays before do not matter."""
+        moments = Moments.from_arrays(total, "total.")
+        search = self.search(moments, total)
+        scores = self.solve(moments, search.penalty)
+        head = calibrate(scores, search.held_out, prior=self.settings.prior)
+        return head.arrays() | moments.arrays("total.") | _search_arrays(search)
+
+    def search(self, moments: Moments, total: Arrays) -> CrossValidation:
+        """The cross-validation, from the sums in all and of each fold but the last."""
+        parts = [total[f"fold.{name}"] for name in ("counts", "sums", "products")]
+        folds = [Moments(*fold) for fold in zip(*parts, strict=True)]
+        last = moments
+        for fold in folds:
+            last = last - fold
+        return cross_validate(
+            [*folds, last],
+            self.settings.penalties,
+            weighting=self.settings.class_weight,
+            standardise=self.settings.standardise,
+        )
+
+    def solve(self, moments: Moments, penalty: float) -> Scores:
+        """The uncalibrated ridge in float64, in the coordinates of the raw features."""
+        weighting = self.settings.class_weight
+        weights = class_weights(moments.counts, weighting) if self.per_class else None
+        return solve(moments, penalty, weights=weights, standardise=self.settings.standardise)
+
+    def head(self, arrays: Arrays) -> LinearHead:
+        """The calibrated head."""
+        return LinearHead.from_arrays({name: arrays[name] for name in ("weight", "bias")})
+
+    def personal(self, data: SiteData, arrays: Arrays, *, took_part: bool = True) -> Personal:
+        """A hospital's own model from the final global arrays. Stays at the hospital.
+
+        Parameters
+        ----------
+        data
+            Its labelled training images.
+        took_part
+            Whether these images are in the global arrays; a hospital that only uses the result
+            has nothing to take out.
+        """
+        total = Moments.from_arrays(arrays, "total.")
+        own = Moments.zeros(data.n_classes, total.width, per_class=self.per_class)
+        if took_part:
+            own = Moments.of(data.features, data.labels, data.n_classes, per_class=self.per_class)
+        penalty = float(arrays["penalty"][0])
+        held_out = ScoreMoments(
+            total.counts, arrays["held_out.means"], float(arrays["held_out.spread"][0])
+        )
+        return personal_model(
+            data.features,
+            data.labels,
+            data.groups,
+            total,
+            own=own,
+            penalty=penalty,
+            federated=self.solve(total, penalty),
+            held_out=held_out,
+            standardise=self.settings.standardise,
+            prior=self.settings.prior,
+        )
+
+
+def _search_arrays(search: CrossValidation) -> Arrays:
+    return {
+        "penalties": search.penalties,
+        "errors": search.errors,
+        "penalty": np.array([search.penalty]),
+        "held_out.means": search.held_out.means,
+        "held_out.spread": np.array([search.held_out.spread]),
+    }

@@ -1,0 +1,88 @@
+"""A hospital leaves, or one more joins, after the run: the model without it, or with it.
+
+A ridge is decided by a sum over the hospitals. A coordinator that keeps what each of them sent
+adds up the others' sums again; the result is to the last bit that of a run in which the hospital
+was never asked. Where only the total was kept, the hospital's sums are taken out of it: it sends
+them again, or asks to do it itself. That is exact to rounding, some 1e-15 of the sums. Under
+secure aggregation nobody has a hospital's own sums but itself, so only the second way is left; and
+a total that once left the coordinator cannot be called back.
+
+Not for `logistic`: its sums belong to the points it looked at, which the hospital had a part in
+choosing. Without it the run has to be made again, at six rounds. Going on with the others from
+where it stopped takes two or three, and finds their optimum, but in coordinates (mean and spread
+of the features, weights of the classes) that the hospital still has a share in. Not for the
+methods that average trained heads either: what a hospital did to them cannot be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dermino_core.errors import DerminoError
+from dermino_strategies.base import Arrays, SiteUpdate
+from dermino_strategies.ridge import Ridge
+
+
+def without_site(
+    strategy: Ridge, arrays: Arrays, kept: Mapping[str, SiteUpdate], site: str
+) -> Arrays:
+    """The global arrays as if a site had never taken part.
+
+    Parameters
+    ----------
+    arrays
+        Global arrays of the run: for their shapes.
+    kept
+        What every site sent, the leaving one included.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` if there is nothing of this site, or nothing but it.
+    """
+    if site not in kept:
+        known = ", ".join(sorted(kept)) or "none"
+        raise DerminoError(
+            "CONFIG_INVALID", f"There are no sums of the site '{site}'.", fix=f"Known: {known}."
+        )
+    rest = {name: update for name, update in kept.items() if name != site}
+    if not rest:
+        raise DerminoError("CONFIG_INVALID", f"Without '{site}' no site is left.")
+    return strategy.aggregate(arrays, rest)
+
+
+def with_site(
+    strategy: Ridge,
+    arrays: Arrays,
+    kept: Mapping[str, SiteUpdate],
+    site: str,
+    update: SiteUpdate,
+) -> Arrays:
+    """The global arrays as if one more site had taken part, or one had sent other sums.
+
+    Raises
+    ------
+    ValueError
+        If its sums are not usable.
+    """
+    strategy.check_update(arrays, update)
+    return strategy.aggregate(arrays, {**kept, site: update})
+
+
+def taken_out(strategy: Ridge, arrays: Arrays, total: Arrays, update: SiteUpdate) -> Arrays:
+    """As :func:`without_site`, from the sum over all sites and what the leaving one sent.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` if the sum holds fewer images than the site has.
+    """
+    rest = {name: total[name] - part for name, part in strategy.summand(update).items()}
+    # Fixed point may leave a hair below 0.
+    if (rest["total.counts"] < -0.5).any() or rest["total.counts"].sum() < 0.5:
+        raise DerminoError(
+            "CONFIG_INVALID",
+            "The sum does not hold this site's images, or no others.",
+            fix="Give the sum over all sites and what this site sent to it.",
+        )
+    return strategy.from_sum(arrays, rest)
