@@ -90,6 +90,7 @@ class Transfer(_Model):
     )
     bytes_to_site: int
     bytes_from_site: int
+    messages: int = Field(default=1, ge=0, description="messages to the site")
 
 
 class Rejection(_Model):
@@ -111,6 +112,9 @@ class RoundRecord(_Model):
     transfers: list[Transfer] = []
     examples: dict[str, int] = Field(default={}, description="site -> images trained on")
     train_loss: dict[str, float] = Field(default={}, description="site -> mean loss, last epoch")
+    examples_total: int | None = Field(
+        default=None, description="images trained on at all sites, where that is all that is known"
+    )
     auroc: dict[str, float | None] = Field(
         default={}, description="site -> AUROC of the global model after this round"
     )
@@ -139,6 +143,29 @@ class SiteResult(_Model):
     global_minus: dict[str, Difference] = Field(
         default={}, description="model key -> the federated model minus that model, paired"
     )
+
+
+class SitePrivacy(_Model):
+    """What a run cost a site's privacy budget, as the site accounted for it."""
+
+    epsilon: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    unit: Literal["patient", "image"]
+    units: int | None = Field(default=None, description="patients or images; None: not told")
+    noise_multiplier: float | None = Field(default=None, description="None: not told")
+    warning: str | None = Field(default=None, description="why this epsilon says little")
+
+
+class SiteTotals(_Model):
+    """What is known of all sites together when single sites' numbers stay with them."""
+
+    sites: list[str]
+    images_total: int
+    images_used: int
+    unreadable: int
+    n_train: int
+    n_test: int
+    train_class_counts: dict[str, int]
 
 
 class ModelDescription(_Model):
@@ -212,10 +239,22 @@ class Results(_Model):
         default={}, description="model key -> mean over sites of the paired differences"
     )
     cross_site: CrossSite | None = None
+    secure_aggregation: bool = False
+    totals: SiteTotals | None = Field(
+        default=None, description="under secure aggregation, in place of `sites`"
+    )
+    privacy: dict[str, SitePrivacy] = Field(
+        default={}, description="site -> its privacy cost; empty: trained without a guarantee"
+    )
     rounds: list[RoundRecord]
     seconds: dict[str, float] = Field(default={}, description="stage -> seconds")
     missing_sites: list[str] = []
     warnings: list[str] = []
+
+    @property
+    def site_names(self) -> list[str]:
+        """The hospitals behind these numbers, also where only their sums are known."""
+        return self.totals.sites if self.totals else [site.name for site in self.sites]
 
 
 Schema = TypeVar("Schema", bound=BaseModel)

@@ -1,26 +1,30 @@
-"""The Flower ClientApp of a hospital.
-
-Receives a message, loads the prepared site, calls the work, sends the reply. Whatever goes wrong,
-only a code and a fixed sentence leave the building; the details go to this machine's log.
-"""
+"""The Flower ClientApp of a hospital: which message is answered by which work."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from dermino_client.prepare import PreparedSite, load_prepared
+from dermino_client.admission import admit
+from dermino_client.desk import Answer, Work, attend, refusal
+from dermino_client.hospital import Hospital, hospital_of
+from dermino_client.own_results import keep_evaluation
+from dermino_client.secure_work import SECURE
 from dermino_client.site import read_site
-from dermino_client.work import evaluate_heads, expected_arrays, train
+from dermino_client.spending import settle
+from dermino_client.work import evaluate_heads, expected_arrays, for_coordinator, train
 from dermino_core.errors import DerminoError
 from dermino_strategies.base import Arrays
 from dermino_strategies.protocol import (
     EvaluateRequest,
+    NameRequest,
     SiteName,
+    Task,
     TrainRequest,
     pack,
     pack_update,
@@ -35,70 +39,103 @@ SITE_FILE_KEY = "site-file"
 """Key of the node configuration that holds the path of the site file."""
 
 
-def make_client_app(load: Callable[[Context], PreparedSite]) -> ClientApp:
+def make_client_app(load: Callable[[Context], Hospital]) -> ClientApp:
     """A ClientApp that answers for the site that `load` finds for a context."""
     client_app = ClientApp()
 
     @client_app.train()
     def _train(message: Message, context: Context) -> Message:
-        return _answer(message, context, load, _train_reply)
+        return _answer(message, context, load, TRAIN)
+
+    @client_app.train("secure")
+    def _secure(message: Message, context: Context) -> Message:
+        return _answer(message, context, load, SECURE)
 
     @client_app.evaluate()
     def _evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, load, _evaluate_reply)
+        return _answer(message, context, load, EVALUATE)
 
     @client_app.query()
     def _query(message: Message, context: Context) -> Message:
-        return _answer(message, context, load, _name_reply)
+        return _answer(message, context, load, NAME)
 
     return client_app
 
 
-def _train_reply(message: Message, site: PreparedSite) -> Message:
-    request = unpack(message.content, TrainRequest)
-    arrays = _arrays(message, "arrays", expected_arrays(site, request.task))
-    reply, update, local = train(site, request, arrays)
-    return Message(pack_update(reply, update, local), reply_to=message)
-
-
-def _evaluate_reply(message: Message, site: PreparedSite) -> Message:
-    request = unpack(message.content, EvaluateRequest)
-    like = expected_arrays(site, request.task)
-    heads = {name: _arrays(message, f"head.{name}", like) for name in request.heads}
-    reply = evaluate_heads(site, request, _arrays(message, "arrays", like), heads)
-    return Message(pack(reply), reply_to=message)
-
-
-def _arrays(message: Message, group: str, like: Arrays) -> Arrays:
+def _answer(
+    message: Message, context: Context, load: Callable[[Context], Hospital], work: Work
+) -> Message:
     try:
-        return read_arrays(message.content, group, like)
+        hospital = load(context)
+    except DerminoError as error:
+        return refusal(message, error)
+    except Exception:
+        log.exception("unexpected error while reading the site file")
+        return refuse(message, "INTERNAL")
+    return attend(message, hospital, work)
+
+
+def _admit_training(content: RecordDict, hospital: Hospital, now: datetime) -> TrainRequest:
+    request = unpack(content, TrainRequest)
+    _must_be_plain(request.task)
+    admit(hospital, request.task, content, now)
+    return request
+
+
+def _train(request: TrainRequest, content: RecordDict, hospital: Hospital) -> Answer:
+    arrays = _arrays(content, "arrays", expected_arrays(hospital.prepared, request.task))
+    reply, update, local = train(hospital, request, arrays)
+    cost = reply.privacy.epsilon if reply.privacy else None
+    return Answer(pack_update(reply, update, local), epsilon=cost)
+
+
+def _admit_evaluation(content: RecordDict, hospital: Hospital, now: datetime) -> EvaluateRequest:
+    request = unpack(content, EvaluateRequest)
+    _must_be_plain(request.task)
+    admit(hospital, request.task, content, now)
+    return request
+
+
+def _evaluate(request: EvaluateRequest, content: RecordDict, hospital: Hospital) -> Answer:
+    like = expected_arrays(hospital.prepared, request.task)
+    heads = {name: _arrays(content, f"head.{name}", like) for name in request.heads}
+    reply = evaluate_heads(hospital.prepared, request, _arrays(content, "arrays", like), heads)
+    keep_evaluation(hospital, request.task, reply)
+    settle(hospital, request.task)
+    return Answer(pack(for_coordinator(reply, request.task)))
+
+
+def _must_be_plain(task: Task) -> None:
+    """A run that promises secure aggregation may not ask for anything in the clear."""
+    if task.secure_aggregation:
+        raise DerminoError(
+            "REQUEST_MISMATCH", "The run promises secure aggregation and asks in the clear."
+        )
+
+
+def _arrays(content: RecordDict, group: str, like: Arrays) -> Arrays:
+    try:
+        return read_arrays(content, group, like)
     except ValueError as error:
         raise DerminoError(
             "REQUEST_INVALID", f"The coordinator's arrays are not usable: {error}."
         ) from None
 
 
-def _name_reply(message: Message, site: PreparedSite) -> Message:
-    return Message(pack(SiteName(name=site.name)), reply_to=message)
+def _admit_name(content: RecordDict, hospital: Hospital, now: datetime) -> NameRequest:
+    return unpack(content, NameRequest)
 
 
-def _answer(
-    message: Message,
-    context: Context,
-    load: Callable[[Context], PreparedSite],
-    work: Callable[[Message, PreparedSite], Message],
-) -> Message:
-    try:
-        return work(message, load(context))
-    except DerminoError as error:
-        log.error("refused: %s: %s", error.code, error)
-        return refuse(message, error.code)
-    except Exception:
-        log.exception("unexpected error while answering a %s", message.metadata.message_type)
-        return refuse(message, "INTERNAL")
+def _name(request: NameRequest, content: RecordDict, hospital: Hospital) -> Answer:
+    return Answer(pack(SiteName(name=hospital.name)))
 
 
-def load_from_node_config(context: Context) -> PreparedSite:
+TRAIN = Work(_admit_training, _train)
+EVALUATE = Work(_admit_evaluation, _evaluate)
+NAME = Work(_admit_name, _name)
+
+
+def load_from_node_config(context: Context) -> Hospital:
     """The site whose file `dermino-client` put into the node configuration."""
     file = context.node_config.get(SITE_FILE_KEY)
     if not isinstance(file, str):
@@ -107,7 +144,7 @@ def load_from_node_config(context: Context) -> PreparedSite:
             f"The node configuration has no '{SITE_FILE_KEY}'.",
             fix="Start this node with dermino-client, not with flower-supernode.",
         )
-    return load_prepared(read_site(Path(file)))
+    return hospital_of(read_site(Path(file)))
 
 
 app = make_client_app(load_from_node_config)

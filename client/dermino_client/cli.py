@@ -7,6 +7,20 @@ from typing import Annotated
 
 import typer
 
+from dermino_client.commands.audit import FolderOption, SiteOption, audit_app
+from dermino_client.commands.budget import budget
+from dermino_client.commands.enrol import (
+    ENROL_EXAMPLE,
+    MEMBERS_EXAMPLE,
+    BundleOption,
+    FingerprintOption,
+    YesOption,
+    enrol,
+    install,
+    members,
+)
+from dermino_client.commands.preview import EXAMPLE as PREVIEW_EXAMPLE
+from dermino_client.commands.preview import preview
 from dermino_core import __version__
 from dermino_core.console import EXIT_CODES_HELP, say
 from dermino_core.errors import DerminoError
@@ -18,16 +32,11 @@ app = typer.Typer(
     epilog=EXIT_CODES_HELP,
 )
 
-SiteOption = Annotated[
-    str | None, typer.Option("--site", metavar="NAME", help="Name of this hospital's site file.")
-]
-FolderOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where site files are.",
-        show_default="$DERMINO_SITES, ./sites, /etc/dermino/sites",
-    ),
-]
+app.add_typer(audit_app, name="audit")
+app.command()(budget)
+app.command(epilog=ENROL_EXAMPLE)(enrol)
+app.command(epilog=MEMBERS_EXAMPLE)(members)
+app.command(epilog=PREVIEW_EXAMPLE)(preview)
 
 
 def _print_version(value: bool) -> None:
@@ -41,6 +50,9 @@ def join(
     context: typer.Context,
     site: SiteOption = None,
     sites_dir: FolderOption = None,
+    bundle: BundleOption = None,
+    fingerprint: FingerprintOption = None,
+    yes: YesOption = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
     ] = False,
@@ -53,6 +65,8 @@ def join(
     Images, file names and labels stay on this machine.
 
     Example:
+
+        dermino-client --site mednode --bundle mednode.bundle.json    # the first time
 
         dermino-client --site mednode
     """
@@ -70,6 +84,9 @@ def join(
     from dermino_client.supernode import exec_supervisor, preflight
 
     found = find_site(site, sites_dir)
+    if bundle is not None:
+        new_members = found.policy.new_members
+        install(found.folder, site, bundle, new_members, fingerprint=fingerprint, yes=yes)
     coordinator = preflight(found)
     check_site(found)
     say(f"{found.name}: joining {coordinator.address}; stop with Ctrl-C")

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from dermino_client.policy import PolicySection
 from dermino_core.errors import DerminoError
 from dermino_core.labels import TASKS
 from dermino_core.names import check_address, check_name
@@ -111,6 +112,7 @@ class CoordinatorSection(_Section):
 class NodeSection(_Section):
     """`[node]`: this machine."""
 
+    folder: FilePath | None = None
     cache: FilePath | None = None
     port: int = Field(default=9094, strict=True, ge=1, le=65535)
     health_address: Address | None = None
@@ -124,6 +126,7 @@ class Site(_Section):
     labels: dict[str, str]
     backbone: BackboneSection = BackboneSection()
     coordinator: CoordinatorSection | None = None
+    policy: PolicySection = PolicySection()
     node: NodeSection = NodeSection()
     _file: Path = PrivateAttr(default=Path())
 
@@ -162,6 +165,13 @@ class Site(_Section):
             return self.backbone.name
         there = os.path.isfile(candidate) or os.path.isfile(candidate / "model.json")
         return f"{architecture}{at}{candidate}" if there else self.backbone.name
+
+    @property
+    def folder(self) -> Path:
+        """What this site keeps: keys, audit log, privacy ledger. Private to its user."""
+        if self.node.folder is not None:
+            return self.resolve(self.node.folder)
+        return self._file.parent / f"{self.name}.site"
 
     @property
     def cache(self) -> Path:
@@ -251,6 +261,7 @@ def _known_keys() -> str:
         "data": DataSection,
         "backbone": BackboneSection,
         "coordinator": CoordinatorSection,
+        "policy": PolicySection,
         "node": NodeSection,
     }
     parts = [f"[{name}] {', '.join(kind.model_fields)}" for name, kind in sections.items()]

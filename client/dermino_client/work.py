@@ -6,12 +6,21 @@ import time
 
 import numpy as np
 
+from dermino_client.hospital import Hospital
 from dermino_client.prepare import PreparedSite
+from dermino_client.spending import begin, reserve
 from dermino_core.errors import DerminoError
 from dermino_core.heads import LinearHead, fit_converged
 from dermino_core.metrics import evaluate, macro_auroc, macro_f1, paired_difference
-from dermino_core.results import Difference, Evaluation
-from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy, check_arrays
+from dermino_core.results import Difference, Evaluation, SitePrivacy
+from dermino_strategies.base import (
+    Arrays,
+    Private,
+    SiteData,
+    SiteUpdate,
+    Strategy,
+    check_arrays,
+)
 from dermino_strategies.protocol import (
     PROTOCOL_VERSION,
     CrossEvaluation,
@@ -77,20 +86,27 @@ def _data(site: PreparedSite) -> SiteData:
 
 
 def train(
-    site: PreparedSite, request: TrainRequest, arrays: Arrays
+    hospital: Hospital, request: TrainRequest, arrays: Arrays
 ) -> tuple[TrainReply, SiteUpdate, Arrays | None]:
     """One round: evaluate the arrays as they came, then the strategy's site half.
 
     Returns the reply, the update, and the arrays of the head this site trains alone when the
     coordinator asked for it.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`check_task`; `BUDGET_EXCEEDED` before anything is trained.
     """
     start = time.perf_counter()
-    strategy = check_task(site, request.task)
-    _check_arrays(strategy, request.task, arrays)
+    site, task = hospital.prepared, request.task
+    strategy = check_task(site, task)
+    _check_arrays(strategy, task, arrays)
     features, labels, _ = site.half("test")
     probabilities = strategy.head(arrays).probabilities(features)
-    update = strategy.site_update(_data(site), arrays, request.round, request.task.seed)
-    local = train_alone(site, strategy, request.task) if request.send_local_head else None
+    update, privacy = site_update(hospital, strategy, task, arrays, request.round)
+    shared = request.send_local_head and hospital.policy.share_local_head and not task.privacy
+    local = train_alone(site, strategy, task) if shared else None
     reply = TrainReply(
         classes=site.classes,
         precision=site.precision,
@@ -99,8 +115,24 @@ def train(
         seconds=time.perf_counter() - start,
         auroc_before=_defined(macro_auroc(labels, probabilities)[0]),
         f1_before=_defined(macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]),
+        privacy=privacy,
     )
     return reply, update, local
+
+
+def site_update(
+    hospital: Hospital, strategy: Strategy, task: Task, arrays: Arrays, round_: int
+) -> tuple[SiteUpdate, SitePrivacy | None]:
+    """The strategy's site half, under the privacy that the task asks for, and what it cost."""
+    data = _data(hospital.prepared)
+    if task.privacy is None:
+        return strategy.site_update(data, arrays, round_, task.seed), None
+    if not isinstance(strategy, Private):
+        raise DerminoError("REQUEST_MISMATCH", f"{strategy.name} cannot hold to a privacy budget.")
+    plan = strategy.privacy_plan(data, task.privacy, task.rounds)
+    cost = reserve(hospital, task, plan)
+    begin(hospital, task, round_)
+    return strategy.private_site_update(data, arrays, round_, plan), cost
 
 
 def train_alone(site: PreparedSite, strategy: Strategy, task: Task) -> Arrays:
@@ -117,10 +149,16 @@ def train_alone_on(data: SiteData, strategy: Strategy, task: Task) -> Arrays:
     return arrays
 
 
+def converged_head(site: PreparedSite) -> LinearHead:
+    """What this site's own training images give without an early stop."""
+    features, labels, _ = site.half("train")
+    return fit_converged(features, labels, len(site.classes), penalty=CONVERGED_PENALTY)
+
+
 def evaluate_heads(
     site: PreparedSite, request: EvaluateRequest, arrays: Arrays, heads: dict[str, Arrays]
 ) -> EvaluateReply:
-    """Final evaluation on this site's test half.
+    """Final evaluation on this site's test half: all of it, for this site's own eyes.
 
     Parameters
     ----------
@@ -132,13 +170,14 @@ def evaluate_heads(
     start = time.perf_counter()
     strategy = check_task(site, request.task)
     _check_arrays(strategy, request.task, arrays)
-    train_features, train_labels, _ = site.half("train")
+    _, train_labels, _ = site.half("train")
     features, labels, _ = site.half("test")
-    converged = fit_converged(
-        train_features, train_labels, len(site.classes), penalty=CONVERGED_PENALTY
-    )
     local = strategy.head(train_alone(site, strategy, request.task))
-    named = {"global": strategy.head(arrays), "local": local, "local_converged": converged}
+    named = {
+        "global": strategy.head(arrays),
+        "local": local,
+        "local_converged": converged_head(site),
+    }
     cross = {}
     for name in request.heads:
         probabilities = strategy.head(heads[name]).probabilities(features)
@@ -166,6 +205,17 @@ def evaluate_heads(
         evaluations=evaluations,
         global_minus=differences,
         cross=cross,
+    )
+
+
+def for_coordinator(reply: EvaluateReply, task: Task) -> EvaluateReply:
+    """The part of an evaluation that leaves the building."""
+    kept = set(task.models)
+    return reply.model_copy(
+        update={
+            "evaluations": {k: v for k, v in reply.evaluations.items() if k in kept},
+            "global_minus": {k: v for k, v in reply.global_minus.items() if k in kept},
+        }
     )
 
 

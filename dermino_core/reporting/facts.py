@@ -23,6 +23,7 @@ def facts_list(results: Results) -> str:
         ("Task", results.task),
         ("Classes", ", ".join(results.classes)),
         ("Strategy", results.strategy),
+        ("Secure aggregation", "yes" if results.secure_aggregation else "no"),
         ("Rounds", f"{results.rounds_done} of {results.rounds_planned}"),
         ("Backbone", f"{backbone.name}{architecture} ({weights}, {backbone.width} features)"),
         ("Fingerprint", fingerprint[:16] + ("…" if len(fingerprint) > 16 else "")),
@@ -65,7 +66,14 @@ def sent_explanation(results: Results) -> str:
             "This was a simulation on one machine, so nothing crossed a network; the bytes are "
             "those of the messages that would have."
         )
-    if results.strategy == "fedavg":
+    if results.secure_aggregation:
+        parts.append(
+            "Each training reply was masked (secure aggregation): the coordinator could read the "
+            "sum over the hospitals and no single hospital's part, neither its model nor its "
+            "number of images nor its test results. That is why this page has no numbers of single "
+            "hospitals; each has its own on its own machine."
+        )
+    elif results.strategy == "fedavg":
         classes, width = len(results.classes), results.backbone.width
         parts.append(
             f"With the strategy fedavg a training reply holds two arrays, the linear head: its "

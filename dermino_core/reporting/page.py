@@ -28,6 +28,7 @@ from dermino_core.reporting.markup import escape, paragraphs
 from dermino_core.reporting.numbers import headline_html, plural
 from dermino_core.reporting.plots.legend import model_legend, model_swatch, site_legend
 from dermino_core.reporting.plots.rounds import DRAWN_SITES
+from dermino_core.reporting.privacy import privacy_explanation, privacy_table
 from dermino_core.reporting.roles import models_of, roles_of, title_of
 from dermino_core.reporting.tables import (
     MATRIX_LIMIT,
@@ -74,6 +75,7 @@ def render_page(results: Results) -> str:
         _calibration(results),
         _costs(results),
         _sent(results),
+        _privacy(results),
         _glossary(),
         _facts(results),
     )
@@ -83,7 +85,7 @@ def render_page(results: Results) -> str:
 def _header(results: Results) -> str:
     facts = (
         results.task,
-        plural(len(results.sites), "hospital"),
+        plural(len(results.site_names), "hospital"),
         plural(results.rounds_done, "round"),
         results.created[:10],
     )
@@ -199,6 +201,14 @@ def _costs(results: Results) -> str:
 def _sent(results: Results) -> str:
     return section(
         "sent", "What left each hospital", sent_explanation(results), exchange_table(results)
+    )
+
+
+def _privacy(results: Results) -> str:
+    if not results.privacy:
+        return ""
+    return section(
+        "privacy", "What it cost in privacy", privacy_explanation(results), privacy_table(results)
     )
 
 

@@ -113,6 +113,17 @@ def images_table(results: Results) -> str:
         ]
         for site in results.sites
     ]
+    if totals := results.totals:
+        rows.append(
+            [
+                "all together",
+                f"{count(totals.images_used)} of {count(totals.images_total)}",
+                count(totals.unreadable),
+                f'{count(totals.n_train)} <span class="why">'
+                f"{_class_counts(totals.train_class_counts)}</span>",
+                count(totals.n_test),
+            ]
+        )
     head = ["Hospital", "Images used", "Unreadable", "Training", "Test"]
     return table(head, rows, label="Images of each hospital")
 
@@ -179,7 +190,7 @@ def exchange_table(results: Results) -> str:
     for record in results.rounds:
         for transfer in record.transfers:
             name = transfer.site
-            replies[name] = replies.get(name, 0) + 1
+            replies[name] = replies.get(name, 0) + transfer.messages
             sent[name] = sent.get(name, 0) + transfer.bytes_from_site
             received[name] = received.get(name, 0) + transfer.bytes_to_site
             seconds[name] = seconds.get(name, 0.0) + transfer.seconds
@@ -190,7 +201,7 @@ def exchange_table(results: Results) -> str:
             f'{amount_of_bytes(sent[name])} <span class="why">{count(sent[name])} bytes</span>',
             f'{amount_of_bytes(received[name])} <span class="why">{count(received[name])} bytes'
             "</span>",
-            duration(seconds[name]),
+            UNDEFINED if results.secure_aggregation else duration(seconds[name]),
         ]
         for name in replies
     ]

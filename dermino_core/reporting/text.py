@@ -33,7 +33,7 @@ def answer(results: Results) -> list[str]:
             "machinery works and say nothing about skin disease."
         )
     summary = results.mean.get(roles.shared)
-    hospitals = plural(len(results.sites), "hospital")
+    hospitals = plural(len(results.site_names), "hospital")
     if summary is None:
         return [*sentences, "The results hold no mean for the federated model."]
     if not is_defined(summary.auroc.value):
@@ -42,7 +42,7 @@ def answer(results: Results) -> list[str]:
             f"The mean over {hospitals} could not be computed: {reason(summary.auroc)}.",
             "Hospitals where it could be are in the table.",
         ]
-    mean = f"On average over {hospitals}" if len(results.sites) > 1 else "At the one hospital"
+    mean = f"On average over {hospitals}" if len(results.site_names) > 1 else "At the one hospital"
     share = percent_estimate(summary.auroc, " of the time")
     sentences.append(f"{mean}, the federated model {_task_phrase(results)} {share}.")
     sentences.extend(_against_chance(summary.auroc))

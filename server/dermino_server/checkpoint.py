@@ -11,10 +11,11 @@ from safetensors.numpy import save
 
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
-from dermino_core.results import RoundRecord
+from dermino_core.results import RoundRecord, SitePrivacy
 from dermino_strategies.base import Arrays
 
 _RECORDS = TypeAdapter(list[RoundRecord])
+_PRIVACY = TypeAdapter(dict[str, SitePrivacy])
 
 
 @dataclass
@@ -25,6 +26,7 @@ class RunState:
     round: int = 0
     local_heads: dict[str, Arrays] = field(default_factory=dict)
     records: list[RoundRecord] = field(default_factory=list)
+    privacy: dict[str, SitePrivacy] = field(default_factory=dict)
 
     @property
     def away(self) -> set[str]:
@@ -41,6 +43,7 @@ def write_checkpoint(folder: Path, plan_digest: str, state: RunState) -> Path:
         "plan": plan_digest,
         "round": str(state.round),
         "records": _RECORDS.dump_json(state.records).decode(),
+        "privacy": _PRIVACY.dump_json(state.privacy).decode(),
     }
     file = folder / "checkpoints" / f"round-{state.round:04d}.safetensors"
     write_atomically(file, save(tensors, metadata))
@@ -67,6 +70,7 @@ def latest_checkpoint(folder: Path, plan_digest: str) -> RunState | None:
             arrays={},
             round=int(metadata["round"]),
             records=_RECORDS.validate_json(metadata["records"]),
+            privacy=_PRIVACY.validate_json(metadata["privacy"]),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, ValidationError) as error:
         raise DerminoError(

@@ -21,12 +21,14 @@ from dermino_server.commands.labels import labels_app
 from dermino_server.commands.predict import predict
 from dermino_server.commands.pretrain import EXAMPLE as PRETRAIN_EXAMPLE
 from dermino_server.commands.pretrain import pretrain
-from dermino_server.commands.provision import provision
+from dermino_server.commands.provision import provision_app
 from dermino_server.commands.report import report
 from dermino_server.commands.segment import segment
 from dermino_server.commands.shards import EXAMPLE as SHARDS_EXAMPLE
 from dermino_server.commands.shards import shards
 from dermino_server.commands.simulate import simulate
+from dermino_server.commands.strategies import EXAMPLE as STRATEGIES_EXAMPLE
+from dermino_server.commands.strategies import strategies
 
 app = typer.Typer(
     name="dermino",
@@ -45,12 +47,13 @@ app.command(epilog=BACKBONES_EXAMPLE)(backbones)
 app.command()(segment)
 app.command()(caption)
 app.command(cls=SpreadOptions, epilog=EVALUATE_EXAMPLE)(evaluate)
-app.command()(provision)
+app.command(epilog=STRATEGIES_EXAMPLE)(strategies)
 app.command()(health)
 data_app.command(
     "audit", epilog="Example: dermino data audit ph2.csv web.csv --images data --out audit"
 )(audit)
 data_app.command("shards", epilog=SHARDS_EXAMPLE)(shards)
+app.add_typer(provision_app, name="provision")
 app.add_typer(data_app, name="data")
 app.add_typer(labels_app, name="labels")
 

@@ -9,27 +9,41 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from dermino_core.errors import CODES, DerminoError
 from dermino_core.results import Rejection
-from dermino_strategies.protocol import NameRequest, SiteName, pack, refusal_in, unpack
+from dermino_server.checkpoint import RunState
+from dermino_server.plan import RunPlan
+from dermino_strategies.protocol import (
+    NameRequest,
+    SiteName,
+    pack,
+    refusal_in,
+    size_in_bytes,
+    unpack,
+)
 
 log = logging.getLogger("dermino.server")
 
 POLL_SECONDS = 0.2
 
 
-@dataclass
-class Outcome:
-    """Replies by site, and who did not give one and why. Nothing in it is checked yet."""
+T = TypeVar("T")
 
-    replies: dict[str, RecordDict] = field(default_factory=dict)
+
+@dataclass
+class Outcome(Generic[T]):
+    """What could be read of the sites' replies, and who gave no usable one and why."""
+
+    replies: dict[str, T] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
+    bytes_from_site: dict[str, int] = field(default_factory=dict)
 
     def reject(self, site: str, code: str, sentence: str | None = None) -> None:
         """Count a site out of this exchange, with a sentence that names what was wrong."""
@@ -108,23 +122,36 @@ class SiteFinder:
         return nodes, missing
 
 
+def find_sites(
+    finder: SiteFinder, plan: RunPlan, state: RunState
+) -> tuple[dict[str, int], list[str]]:
+    """The sites of a plan that are connected, and those that are not; see `wait_for`."""
+    return finder.wait_for(
+        plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=state.away
+    )
+
+
 def exchange(
     grid: Grid,
     kind: str,
     contents: Mapping[str, RecordDict],
     nodes: Mapping[str, int],
     *,
+    read: Callable[[str, RecordDict], T],
     deadline: float,
     quorum: int,
     group: str,
     away: Iterable[str] = (),
-) -> Outcome:
-    """Send each site its content; collect replies for at most `deadline` seconds.
+) -> Outcome[T]:
+    """Send each site its content; read replies as they come, for at most `deadline` seconds.
+
+    No reply is trusted: what `read` cannot make sense of (it raises) is rejected by name. Only
+    what `read` returns is kept, so that memory does not grow with what the sites send.
 
     Ends early when the quorum is out of reach, and when only sites that are `away` (they failed
     before) are still silent although the quorum has answered.
     """
-    outcome = Outcome()
+    outcome: Outcome[T] = Outcome()
     end = time.monotonic() + deadline
     waiting: dict[str, str] = {}
     for site in sorted(contents):
@@ -139,7 +166,7 @@ def exchange(
         for reply in grid.pull_messages(list(waiting)):
             site = waiting.pop(reply.metadata.reply_to_message_id, None)
             if site is not None:
-                _file(outcome, site, reply)
+                _file(outcome, site, reply, read)
         silent = set(waiting.values())
         if not silent or len(outcome.replies) + len(silent) < quorum:
             break
@@ -154,23 +181,30 @@ def exchange(
     return outcome
 
 
-def _file(outcome: Outcome, site: str, reply: Message) -> None:
+def _file(
+    outcome: Outcome[T], site: str, reply: Message, read: Callable[[str, RecordDict], T]
+) -> None:
     if reply.has_error():
         log.debug("site %s: Flower error %s", site, reply.error)
         outcome.reject(site, "NOT_CONNECTED", "The site was lost before it could reply.")
         return
+    outcome.bytes_from_site[site] = size_in_bytes(reply.content)
     try:
         refusal = refusal_in(reply.content)
-    except DerminoError as error:
-        outcome.reject(site, "REPLY_INVALID", error.what)
+        if refusal is not None:
+            outcome.reject(site, refusal.code, refusal.sentence)
+        else:
+            outcome.replies[site] = read(site, reply.content)
         return
-    if refusal is not None:
-        outcome.reject(site, refusal.code, refusal.sentence)
-    else:
-        outcome.replies[site] = reply.content
+    except (DerminoError, ValueError) as error:
+        what = error.what if isinstance(error, DerminoError) else str(error)
+    except Exception as error:
+        log.exception("reading the reply of %s", site)
+        what = f"reading it failed ({type(error).__name__})"
+    outcome.reject(site, "REPLY_INVALID", f"Its reply is not usable: {what.rstrip('.')}.")
 
 
-def require_quorum(outcome: Outcome, quorum: int, what: str) -> None:
+def require_quorum(outcome: Outcome[T], quorum: int, what: str) -> None:
     """Raise `QUORUM_LOST`, naming who is missing and why, if too few replies are left."""
     if len(outcome.replies) >= quorum:
         return

@@ -36,7 +36,7 @@ class InProcessGrid(Grid):
             )
             for number in self._names
         }
-        self._replies: dict[str, Message] = {}
+        self._asked: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
         """There is one run only."""
@@ -66,12 +66,11 @@ class InProcessGrid(Grid):
         return [NodeInfo(node_id=number, name=name) for number, name in self._names.items()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Deliver each message at once and keep its reply."""
+        """Take messages; a site works on one when its reply is fetched."""
         identifiers = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = identifier = uuid4().hex
-            number = message.metadata.dst_node_id
-            self._replies[identifier] = _over_the_wire(self._ask(number, _over_the_wire(message)))
+            self._asked[identifier] = message
             identifiers.append(identifier)
         return identifiers
 
@@ -83,8 +82,12 @@ class InProcessGrid(Grid):
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        """The replies to these messages, one by one, so that they are never all held at once."""
+        for identifier in list(message_ids):
+            message = self._asked.pop(identifier, None)
+            if message is not None:
+                number = message.metadata.dst_node_id
+                yield _over_the_wire(self._ask(number, _over_the_wire(message)))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

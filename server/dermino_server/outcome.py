@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,14 +15,17 @@ from dermino_core.model_folder import ModelInfo, SiteCount, save_model, write_ca
 from dermino_core.results import (
     CrossSite,
     Difference,
+    Evaluation,
     ModelDescription,
     ModelSummary,
     Results,
     SiteResult,
+    SiteTotals,
 )
 from dermino_server.checkpoint import RunState
 from dermino_server.plan import RunPlan
 from dermino_strategies.protocol import EvaluateReply
+from dermino_strategies.secure_evaluation import EvaluationSums
 
 MODELS = {
     "global": ModelDescription(
@@ -56,14 +59,31 @@ MODELS = {
 }
 
 
-SITE_MODELS = {"global", "local", "local_converged"}
-"""What every site evaluates by itself."""
-
-
 def build_results(plan: RunPlan, state: RunState, replies: Mapping[str, EvaluateReply]) -> Results:
     """Results of a finished run; the means are filled in by :func:`summarise`."""
-    answered = sorted(replies)
-    results = Results(
+    results = _results(plan, state, replies)
+    results.sites = [_site_result(site, replies[site]) for site in sorted(replies)]
+    results.cross_site = _cross_site(state, replies)
+    summarise(results)
+    return results
+
+
+def build_secure_results(
+    plan: RunPlan, state: RunState, sums: EvaluationSums, sites: Collection[str]
+) -> Results:
+    """Results of a run whose evaluations came as one sum over `sites`: the means, and no more."""
+    results = _results(plan, state, sites)
+    results.totals = SiteTotals(
+        sites=sorted(sites), **sums.numbers, train_class_counts=sums.train_class_counts
+    )
+    results.mean = sums.mean
+    results.mean_global_minus = sums.mean_global_minus
+    results.warnings = _warnings(results)
+    return results
+
+
+def _results(plan: RunPlan, state: RunState, answered: Collection[str]) -> Results:
+    return Results(
         dermino_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         title=plan.title,
@@ -76,16 +96,15 @@ def build_results(plan: RunPlan, state: RunState, replies: Mapping[str, Evaluate
         seed=plan.seed,
         backbone=plan.backbone,
         machine=describe_machine(),
-        models=[MODELS[key] for key in ("global", "local", "local_converged")],
-        sites=[_site_result(site, replies[site]) for site in answered],
+        models=[MODELS[key] for key in plan.for_sites().models],
+        sites=[],
         mean={},
-        cross_site=_cross_site(state, replies),
+        secure_aggregation=plan.secure_aggregation,
+        privacy=state.privacy,
         rounds=state.records,
-        missing_sites=[site for site in plan.sites if site not in replies],
+        missing_sites=[site for site in plan.sites if site not in answered],
         warnings=[],
     )
-    summarise(results)
-    return results
 
 
 def _site_result(site: str, reply: EvaluateReply) -> SiteResult:
@@ -118,25 +137,37 @@ def _cross_site(state: RunState, replies: Mapping[str, EvaluateReply]) -> CrossS
 
 def summarise(results: Results) -> None:
     """Fill in the means over sites and the warnings, from what is there."""
+    if results.totals:
+        results.warnings = _warnings(results)
+        return
+    keys = [model.key for model in results.models]
     results.mean = {
-        model.key: ModelSummary(
-            auroc=mean_over_sites([s.evaluations[model.key].auroc for s in results.sites]),
-            f1=mean_over_sites([s.evaluations[model.key].f1 for s in results.sites]),
-        )
-        for model in results.models
-        if all(model.key in site.evaluations for site in results.sites)
+        key: mean_evaluation([site.evaluations[key] for site in results.sites])
+        for key in keys
+        if all(key in site.evaluations for site in results.sites)
     }
     results.mean_global_minus = {
-        model.key: Difference(
-            auroc=mean_over_sites(
-                [s.global_minus[model.key].auroc for s in results.sites], lowest=-1
-            ),
-            f1=mean_over_sites([s.global_minus[model.key].f1 for s in results.sites], lowest=-1),
-        )
-        for model in results.models
-        if all(model.key in site.global_minus for site in results.sites)
+        key: mean_difference([site.global_minus[key] for site in results.sites])
+        for key in keys
+        if all(key in site.global_minus for site in results.sites)
     }
     results.warnings = _warnings(results)
+
+
+def mean_evaluation(evaluations: Collection[Evaluation]) -> ModelSummary:
+    """The mean over sites of one model."""
+    return ModelSummary(
+        auroc=mean_over_sites([e.auroc for e in evaluations]),
+        f1=mean_over_sites([e.f1 for e in evaluations]),
+    )
+
+
+def mean_difference(differences: Collection[Difference]) -> Difference:
+    """The mean over sites of one paired difference."""
+    return Difference(
+        auroc=mean_over_sites([d.auroc for d in differences], lowest=-1),
+        f1=mean_over_sites([d.f1 for d in differences], lowest=-1),
+    )
 
 
 def _warnings(results: Results) -> list[str]:
@@ -155,6 +186,9 @@ def _warnings(results: Results) -> list[str]:
             + ", ".join(f"{site.name} {site.precision}" for site in results.sites)
             + "."
         )
+    for site, privacy in sorted(results.privacy.items()):
+        if privacy.warning:
+            warnings.append(f"{site}: {privacy.warning}")
     for site in results.sites:
         smallest = min(site.evaluations["global"].class_counts.values())
         if smallest < 30:
@@ -180,10 +214,6 @@ def save_results(folder: Path, results: Results) -> None:
 
 
 def _model_info(plan: RunPlan, results: Results) -> ModelInfo:
-    trained: dict[str, int] = {}
-    for record in results.rounds:
-        trained |= record.examples
-    classes = {site.name: site.train_class_counts for site in results.sites}
     return ModelInfo(
         title=plan.title,
         task=plan.task,
@@ -195,11 +225,24 @@ def _model_info(plan: RunPlan, results: Results) -> ModelInfo:
         seed=plan.seed,
         created=results.created,
         dermino_version=results.dermino_version,
-        trained_on=[
-            SiteCount(site=site, images=images, classes=classes.get(site, {}))
-            for site, images in sorted(trained.items())
-        ],
+        trained_on=_trained_on(results),
     )
+
+
+def _trained_on(results: Results) -> list[SiteCount]:
+    if totals := results.totals:
+        counts = totals.train_class_counts
+        return [SiteCount(site=" + ".join(totals.sites), images=totals.n_train, classes=counts)]
+    trained: dict[str, int] = {}
+    for record in results.rounds:
+        trained |= record.examples
+    if results.privacy:  # a private update counts as one example, whatever the site's size
+        trained = {site.name: site.n_train for site in results.sites if site.name in trained}
+    classes = {site.name: site.train_class_counts for site in results.sites}
+    return [
+        SiteCount(site=site, images=images, classes=classes.get(site, {}))
+        for site, images in sorted(trained.items())
+    ]
 
 
 def write_results(folder: Path, results: Results) -> None:

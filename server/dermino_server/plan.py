@@ -6,12 +6,15 @@ import hashlib
 import platform
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
+from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import BackboneInfo
+from dermino_strategies.base import Additive, Private, Strategy
 from dermino_strategies.protocol import Task
 
 PLAN_FILE = "run.json"
@@ -22,6 +25,7 @@ class RunPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    run_id: str = Field(default_factory=lambda: uuid4().hex, pattern=r"^[0-9a-f]{32}$")
     title: str
     task: str
     classes: list[str] = Field(min_length=2)
@@ -36,6 +40,11 @@ class RunPlan(BaseModel):
     deadline_seconds: float = Field(default=600, gt=0, description="for the replies of a round")
     cross_site: bool = Field(
         default=True, description="collect each site's own head for the cross-site matrix"
+    )
+    privacy: PrivacyRequest | None = None
+    secure_aggregation: bool = False
+    threshold: int | None = Field(
+        default=None, ge=3, description="secure aggregation: sites that must stay to the end"
     )
     engine: Literal["inprocess", "ray", "deployment"]
     backbone: BackboneInfo
@@ -52,11 +61,16 @@ class RunPlan(BaseModel):
     def _quorum_is_possible(self) -> RunPlan:
         if self.min_sites > len(self.sites):
             raise ValueError(f"a quorum of {self.min_sites} is more than {len(self.sites)} sites")
+        if self.secure_aggregation and self.min_sites < 3:
+            raise ValueError("secure aggregation needs a quorum of at least 3 sites")
+        if self.cross_site and (self.secure_aggregation or self.privacy):
+            raise ValueError("a site's own head does not leave it in a private or secure run")
         return self
 
     def for_sites(self) -> Task:
         """The part that the sites are told."""
         return Task(
+            run_id=self.run_id,
             name=self.task,
             classes=self.classes,
             backbone_fingerprint=self.backbone.fingerprint,
@@ -66,11 +80,13 @@ class RunPlan(BaseModel):
             rounds=self.rounds,
             seed=self.seed,
             replicates=self.replicates,
+            privacy=self.privacy,
+            secure_aggregation=self.secure_aggregation,
         )
 
     def digest(self) -> str:
         """SHA-256 of what decides the numbers: checkpoints of other plans are refused."""
-        task = self.for_sites().model_dump_json() + "|".join(sorted(self.sites))
+        task = self.for_sites().model_dump_json(exclude={"run_id"}) + "|".join(sorted(self.sites))
         return hashlib.sha256(task.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -93,6 +109,29 @@ def make_plan(**values: Any) -> RunPlan:
         key = ".".join(str(part) for part in first["loc"]) or "the run"
         message = first["msg"].removeprefix("Value error, ")
         raise DerminoError("CONFIG_INVALID", f"{key}: {message}.") from None
+
+
+def check_protection(
+    strategy: Strategy, privacy: PrivacyRequest | None, *, secure_aggregation: bool
+) -> None:
+    """Refuse a protection that the method cannot give, before anything starts.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID`.
+    """
+    advice = "`dermino strategies` lists what works with which method."
+    if secure_aggregation and not isinstance(strategy, Additive):
+        raise DerminoError(
+            "CONFIG_INVALID",
+            f"{strategy.name} needs each site's own update, which secure aggregation hides.",
+            fix=advice,
+        )
+    if privacy and not isinstance(strategy, Private):
+        raise DerminoError(
+            "CONFIG_INVALID", f"{strategy.name} cannot hold to a privacy budget.", fix=advice
+        )
 
 
 def read_plan(folder: Path) -> RunPlan:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 from dermino_core.results import Results, RoundRecord, Transfer
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
-from dermino_server.exchange import Outcome, SiteFinder, exchange, require_quorum
-from dermino_server.outcome import SITE_MODELS, build_results, save_run
-from dermino_server.plan import RunPlan
-from dermino_strategies.base import Arrays, SiteUpdate, Strategy, check_arrays
+from dermino_server.exchange import Outcome, SiteFinder, exchange, find_sites, require_quorum
+from dermino_server.gathering import Gathering
+from dermino_server.outcome import build_results, save_run
+from dermino_server.plan import RunPlan, check_protection
+from dermino_server.secure_rounds import secure_final_evaluation, secure_train_round
+from dermino_strategies.base import Arrays, Strategy, check_arrays
 from dermino_strategies.protocol import (
     EvaluateReply,
     EvaluateRequest,
@@ -28,6 +28,7 @@ from dermino_strategies.protocol import (
     TrainRequest,
     pack,
     read_arrays,
+    record_of,
     size_in_bytes,
     unpack,
     unpack_update,
@@ -50,6 +51,7 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
         `QUORUM_LOST` naming the sites that are missing; `CHECKPOINT_INVALID`; `CONFIG_INVALID`.
     """
     strategy = get_strategy(plan.strategy, plan.settings)
+    check_protection(strategy, plan.privacy, secure_aggregation=plan.secure_aggregation)
     state = (latest_checkpoint(folder, plan.digest()) if resume else None) or RunState(
         strategy.initial_arrays(len(plan.classes), plan.backbone.width, plan.seed)
     )
@@ -57,12 +59,17 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
         log.info("continuing after round %d of %d", state.round, plan.rounds)
     finder = SiteFinder(grid, ask_names=plan.engine == "ray")
     while state.round < plan.rounds:
-        _train_round(grid, finder, plan, strategy, state)
+        if plan.secure_aggregation:
+            secure_train_round(grid, finder, plan, strategy, state)
+        else:
+            _train_round(grid, finder, plan, strategy, state)
         write_checkpoint(folder, plan.digest(), state)
         _write_metrics(folder, state)
-    replies = _final_evaluation(grid, finder, plan, state)
+    if plan.secure_aggregation:
+        results = secure_final_evaluation(grid, finder, plan, state)
+    else:
+        results = build_results(plan, state, _final_evaluation(grid, finder, plan, state))
     _write_metrics(folder, state)
-    results = build_results(plan, state, replies)
     save_run(folder, plan, results, strategy.head(state.arrays))
     return results
 
@@ -72,89 +79,78 @@ def _train_round(
 ) -> None:
     start = time.monotonic()
     round_ = state.round + 1
-    nodes, missing = _sites(finder, plan, state)
+    nodes, missing = find_sites(finder, plan, state)
+    arrays = record_of(state.arrays)
     contents = {}
     for site in nodes:
         ask_head = plan.cross_site and site not in state.local_heads
         body = TrainRequest(task=plan.for_sites(), round=round_, send_local_head=ask_head)
-        contents[site] = pack(body, {"arrays": state.arrays})
+        contents[site] = pack(body)
+        contents[site]["arrays"] = arrays
+    gathering = Gathering(strategy, state.arrays, nodes)
     outcome = exchange(
         grid,
         "train",
         contents,
         nodes,
+        read=lambda site, content: _read_update(plan, strategy, state, gathering, site, content),
         deadline=plan.deadline_seconds,
         quorum=plan.min_sites,
         group=str(round_),
         away=state.away,
     )
-    sizes = {site: size_in_bytes(content) for site, content in outcome.replies.items()}
-    checked = _usable(outcome, lambda content: _read_update(plan, strategy, state, content))
     for site in missing:
         outcome.reject(site, "NOT_CONNECTED")
     require_quorum(outcome, plan.min_sites, f"Round {round_} of {plan.rounds}")
+    checked = outcome.replies
     if state.records:
         scores = {s: (c.reply.auroc_before, c.reply.f1_before) for s, c in checked.items()}
         _complete(state.records[-1], scores)
     state.local_heads |= {s: c.local for s, c in checked.items() if c.local is not None}
-    updates = {site: c.update for site, c in checked.items()}
-    state.arrays = strategy.aggregate(state.arrays, updates)
+    state.privacy |= {s: c.reply.privacy for s, c in checked.items() if c.reply.privacy is not None}
+    state.arrays = gathering.aggregate()
     state.round = round_
     state.records.append(
         RoundRecord(
             round=round_,
             kind="train",
             seconds=time.monotonic() - start,
-            sites=sorted(updates),
+            sites=sorted(checked),
             rejected=outcome.rejected,
-            transfers=_transfers(contents, sizes, {s: c.reply for s, c in checked.items()}),
-            examples={site: updates[site].examples for site in sorted(updates)},
+            transfers=_transfers(contents, outcome),
+            examples={site: checked[site].examples for site in sorted(checked)},
             train_loss={
-                site: updates[site].metrics["train-loss"]
-                for site in sorted(updates)
-                if "train-loss" in updates[site].metrics
+                site: checked[site].metrics["train-loss"]
+                for site in sorted(checked)
+                if "train-loss" in checked[site].metrics
             },
         )
     )
-    log.info("round %d of %d: %s", round_, plan.rounds, ", ".join(sorted(updates)))
-
-
-def _sites(finder: SiteFinder, plan: RunPlan, state: RunState) -> tuple[dict[str, int], list[str]]:
-    return finder.wait_for(
-        plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=state.away
-    )
-
-
-T = TypeVar("T")
-
-
-def _usable(outcome: Outcome, read: Callable[[RecordDict], T]) -> dict[str, T]:
-    """What the replies say. None is trusted: what cannot be read is rejected by name."""
-    usable: dict[str, T] = {}
-    for site, content in list(outcome.replies.items()):
-        try:
-            usable[site] = read(content)
-            continue
-        except (DerminoError, ValueError) as error:
-            what = error.what if isinstance(error, DerminoError) else str(error)
-        except Exception as error:
-            log.exception("reading the reply of %s", site)
-            what = f"reading it failed ({type(error).__name__})"
-        outcome.reject(site, "REPLY_INVALID", f"Its reply is not usable: {what.rstrip('.')}.")
-    return usable
+    log.info("round %d of %d: %s", round_, plan.rounds, ", ".join(sorted(checked)))
 
 
 @dataclass(frozen=True)
 class _TrainResult:
-    """A training reply that passed every check."""
+    """A training reply that passed every check, without the update: that is gathered."""
 
     reply: TrainReply
-    update: SiteUpdate
+    examples: int
+    metrics: dict[str, float]
     local: Arrays | None
+
+    @property
+    def seconds(self) -> float:
+        """Computing at the site."""
+        return self.reply.seconds
 
 
 def _read_update(
-    plan: RunPlan, strategy: Strategy, state: RunState, content: RecordDict
+    plan: RunPlan,
+    strategy: Strategy,
+    state: RunState,
+    gathering: Gathering,
+    site: str,
+    content: RecordDict,
 ) -> _TrainResult:
     reply = unpack(content, TrainReply)
     _same_classes(reply.classes, plan.classes)
@@ -166,7 +162,8 @@ def _read_update(
     if "local" in content.array_records:
         local = read_arrays(content, "local", state.arrays)
         check_arrays(state.arrays, local)
-    return _TrainResult(reply, update, local)
+    gathering.add(site, update)
+    return _TrainResult(reply, update.examples, update.metrics, local)
 
 
 def _same_classes(of_site: list[str], of_plan: list[str]) -> None:
@@ -175,17 +172,15 @@ def _same_classes(of_site: list[str], of_plan: list[str]) -> None:
 
 
 def _transfers(
-    contents: Mapping[str, RecordDict],
-    sizes: Mapping[str, int],
-    replies: Mapping[str, TrainReply | EvaluateReply],
+    contents: Mapping[str, RecordDict], outcome: Outcome[_TrainResult] | Outcome[EvaluateReply]
 ) -> list[Transfer]:
     """What each site was sent and sent back; a reply that was rejected left its building too."""
     return [
         Transfer(
             site=site,
-            seconds=replies[site].seconds if site in replies else 0.0,
+            seconds=outcome.replies[site].seconds if site in outcome.replies else 0.0,
             bytes_to_site=size_in_bytes(contents[site]),
-            bytes_from_site=sizes.get(site, 0),
+            bytes_from_site=outcome.bytes_from_site.get(site, 0),
         )
         for site in sorted(contents)
     ]
@@ -201,7 +196,7 @@ def _final_evaluation(
     grid: Grid, finder: SiteFinder, plan: RunPlan, state: RunState
 ) -> dict[str, EvaluateReply]:
     start = time.monotonic()
-    nodes, missing = _sites(finder, plan, state)
+    nodes, missing = find_sites(finder, plan, state)
     heads = sorted(state.local_heads)
     content = pack(
         EvaluateRequest(task=plan.for_sites(), heads=heads),
@@ -213,16 +208,16 @@ def _final_evaluation(
         "evaluate",
         contents,
         nodes,
+        read=lambda _, content: _read_evaluation(plan, heads, content),
         deadline=plan.deadline_seconds,
         quorum=plan.min_sites,
         group="evaluate",
         away=state.away,
     )
-    sizes = {site: size_in_bytes(reply) for site, reply in outcome.replies.items()}
-    replies = _usable(outcome, lambda content: _read_evaluation(plan, heads, content))
     for site in missing:
         outcome.reject(site, "NOT_CONNECTED")
     require_quorum(outcome, plan.min_sites, "The final evaluation")
+    replies = outcome.replies
     final = {
         site: (r.evaluations["global"].auroc.value, r.evaluations["global"].f1.value)
         for site, r in replies.items()
@@ -235,7 +230,7 @@ def _final_evaluation(
             seconds=time.monotonic() - start,
             sites=sorted(replies),
             rejected=outcome.rejected,
-            transfers=_transfers(contents, sizes, replies),
+            transfers=_transfers(contents, outcome),
         )
     )
     return replies
@@ -245,8 +240,9 @@ def _read_evaluation(plan: RunPlan, heads: Sequence[str], content: RecordDict) -
     """The numbers themselves cannot be checked from here; that they fit each other can."""
     reply = unpack(content, EvaluateReply)
     _same_classes(reply.classes, plan.classes)
-    if set(reply.evaluations) != SITE_MODELS or set(reply.global_minus) != SITE_MODELS - {"global"}:
-        raise ValueError(f"it evaluates {sorted(reply.evaluations)}, not {sorted(SITE_MODELS)}")
+    models = set(plan.for_sites().models)
+    if set(reply.evaluations) != models or set(reply.global_minus) != models - {"global"}:
+        raise ValueError(f"it evaluates {sorted(reply.evaluations)}, not {sorted(models)}")
     if not set(reply.cross) <= set(heads):
         raise ValueError("it evaluates heads that it was not sent")
     counts = [e.class_counts for e in reply.evaluations.values()] + [reply.train_class_counts]

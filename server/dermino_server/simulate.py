@@ -18,27 +18,47 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from dermino_client.app import make_client_app
+from dermino_client.hospital import Hospital
+from dermino_client.policy import PolicySection
 from dermino_client.prepare import PreparedSite, prepare_site
 from dermino_client.site import Site, read_sites
 from dermino_client.work import (
     CONVERGED_PENALTY,
     compare_heads,
+    converged_head,
     evaluate_head,
+    train_alone,
     train_alone_on,
 )
 from dermino_core import __version__
 from dermino_core.backbone import describe_backbone
 from dermino_core.errors import DerminoError
-from dermino_core.heads import fit_converged
+from dermino_core.heads import LinearHead, fit_converged
 from dermino_core.model_folder import load_model
 from dermino_core.paths import default_cache
+from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import BackboneInfo, Results
 from dermino_server.app import RunEnd, make_server_app
 from dermino_server.demo_sites import write_demo_sites
 from dermino_server.inprocess import InProcessGrid
-from dermino_server.outcome import MODELS, save_results, summarise
-from dermino_server.plan import RunPlan, make_plan, new_run_folder, read_plan, versions
-from dermino_strategies.base import SiteData
+from dermino_server.outcome import (
+    MODELS,
+    mean_difference,
+    mean_evaluation,
+    save_results,
+    summarise,
+)
+from dermino_server.plan import (
+    RunPlan,
+    check_protection,
+    make_plan,
+    new_run_folder,
+    read_plan,
+    versions,
+)
+from dermino_server.simulated_consortium import enrol_simulated
+from dermino_strategies.base import SiteData, Strategy
+from dermino_strategies.protocol import Task
 from dermino_strategies.registry import get_strategy
 
 Engine = Literal["inprocess", "ray"]
@@ -55,6 +75,9 @@ class SimulationRequest:
     settings: Mapping[str, object] = field(default_factory=dict)
     rounds: int = 2
     seed: int = 0
+    secure_aggregation: bool = False
+    threshold: int | None = None
+    privacy: PrivacyRequest | None = None
     engine: Engine = "inprocess"
     cache: Path | None = None
 
@@ -67,7 +90,9 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
     DerminoError
         `OUTPUT_EXISTS` if the folder is in use, and what preparing sites and the rounds raise.
     """
-    get_strategy(request.strategy, request.settings)  # a typo is found before hours of extraction
+    # A typo is found before hours of extraction.
+    strategy = get_strategy(request.strategy, request.settings)
+    check_protection(strategy, request.privacy, secure_aggregation=request.secure_aggregation)
     cache = request.cache or default_cache()
     if request.backbone:
         describe_backbone(request.backbone, cache_dir=cache)  # a typo, before anything is drawn
@@ -92,6 +117,10 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         sites=sorted(prepared),
         min_sites=len(prepared),
         engine=request.engine,
+        cross_site=not (request.secure_aggregation or request.privacy),
+        secure_aggregation=request.secure_aggregation,
+        threshold=request.threshold,
+        privacy=request.privacy,
         backbone=BackboneInfo.of(first.card, first.precision),
         backbone_spec=spec,
         sites_folder=str(sites_folder),
@@ -199,7 +228,7 @@ def _run(
     run_engine(plan, prepared, folder, resume=resume, end=end)
     results = end.results_or_raise()
     clock.lap("federate")
-    _add_pooled(plan, prepared, folder, results)
+    _add_baselines(plan, prepared, folder, results)
     clock.lap("baselines")
     results.seconds = clock.seconds
     save_results(folder, results)
@@ -210,10 +239,34 @@ def _run_inprocess(
     plan: RunPlan, prepared: Mapping[str, PreparedSite], folder: Path, *, resume: bool, end: RunEnd
 ) -> None:
     """Both apps in this process, every message in Flower's wire form."""
-    clients = {name: make_client_app(lambda _, site=site: site) for name, site in prepared.items()}
+    hospitals = _hospitals(plan, prepared, folder)
+    clients = {name: make_client_app(lambda _, h=h: h) for name, h in hospitals.items()}
     grid = InProcessGrid(clients)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     make_server_app(plan, folder, resume=resume, end=end)(grid, context)
+
+
+def _hospitals(
+    plan: RunPlan, prepared: Mapping[str, PreparedSite], folder: Path
+) -> dict[str, Hospital]:
+    """The sites with their policies; what each keeps is in the run folder, as on its own disk."""
+    policies = {}
+    if plan.sites_folder is not None:
+        policies = {site.name: site.policy for site in read_sites(Path(plan.sites_folder))}
+    hospitals = {
+        name: Hospital(
+            name=name,
+            policy=policies.get(name, PolicySection()),
+            folder=folder / "sites" / name,
+            load=lambda site=site: site,
+        )
+        for name, site in prepared.items()
+    }
+    if plan.secure_aggregation:
+        enrol_simulated(
+            folder / "authority", {n: hospital.folder for n, hospital in hospitals.items()}
+        )
+    return hospitals
 
 
 def _run_ray(
@@ -230,7 +283,8 @@ def _run_ray(
         )
     from flwr.simulation import run_simulation
 
-    sites = [prepared[name] for name in sorted(prepared)]
+    hospitals = _hospitals(plan, prepared, folder)
+    sites = [hospitals[name] for name in sorted(hospitals)]
     run_simulation(
         server_app=make_server_app(plan, folder, resume=resume, end=end),
         client_app=make_client_app(lambda context: sites[int(context.node_config["partition-id"])]),
@@ -240,29 +294,59 @@ def _run_ray(
     )
 
 
-def _add_pooled(
+def _add_baselines(
     plan: RunPlan, prepared: Mapping[str, PreparedSite], folder: Path, results: Results
 ) -> None:
-    """Add the models that saw all training images in one place."""
+    """Add the models that the run itself could not compare with.
+
+    Those that saw all training images in one place; in a private run also those that each site
+    trained alone, whose evaluations did not leave it.
+    """
     strategy, task = get_strategy(plan.strategy, plan.settings), plan.for_sites()
-    halves = [prepared[name].half("train") for name in sorted(prepared)]
+    sites = {name: prepared[name] for name in results.site_names}
+    heads = _pooled_heads(strategy, task, list(sites.values()))
+    if plan.privacy is not None:
+        heads = _own_heads(strategy, task, sites) | heads
+    federated = load_model(folder / "model")[0]
+    for key, by_site in heads.items():
+        results.models.append(MODELS[key])
+        evaluations = {n: evaluate_head(site, by_site[n], task) for n, site in sites.items()}
+        differences = {
+            n: compare_heads(site, federated, by_site[n], task) for n, site in sites.items()
+        }
+        if results.totals is not None:
+            results.mean[key] = mean_evaluation(evaluations.values())
+            results.mean_global_minus[key] = mean_difference(differences.values())
+        for site in results.sites:
+            site.evaluations[key] = evaluations[site.name]
+            site.global_minus[key] = differences[site.name]
+    summarise(results)
+
+
+def _pooled_heads(
+    strategy: Strategy, task: Task, sites: Sequence[PreparedSite]
+) -> dict[str, dict[str, LinearHead]]:
+    """Model -> site -> head; the same head everywhere. Site names in order of the sum."""
+    halves = [site.half("train") for site in sorted(sites, key=lambda site: site.name)]
     features = np.concatenate([features for features, _, _ in halves])
     labels = np.concatenate([labels for _, labels, _ in halves])
-    data = SiteData("pooled", features, labels, len(plan.classes))
-    federated = load_model(folder / "model")[0]
+    data = SiteData("pooled", features, labels, len(task.classes))
     heads = {
         "pooled": strategy.head(train_alone_on(data, strategy, task)),
         "pooled_converged": fit_converged(
-            features, labels, len(plan.classes), penalty=CONVERGED_PENALTY
+            features, labels, len(task.classes), penalty=CONVERGED_PENALTY
         ),
     }
-    for key, head in heads.items():
-        results.models.append(MODELS[key])
-        for site in results.sites:
-            here = prepared[site.name]
-            site.evaluations[key] = evaluate_head(here, head, task)
-            site.global_minus[key] = compare_heads(here, federated, head, task)
-    summarise(results)
+    return {key: {site.name: head for site in sites} for key, head in heads.items()}
+
+
+def _own_heads(
+    strategy: Strategy, task: Task, sites: Mapping[str, PreparedSite]
+) -> dict[str, dict[str, LinearHead]]:
+    return {
+        "local": {n: strategy.head(train_alone(site, strategy, task)) for n, site in sites.items()},
+        "local_converged": {n: converged_head(site) for n, site in sites.items()},
+    }
 
 
 class _Clock:

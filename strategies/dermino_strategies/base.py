@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dermino_core.heads import LinearHead
 from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
+from dermino_strategies.running_sum import RunningSum
 
 Arrays = dict[str, npt.NDArray]
 
@@ -123,6 +124,13 @@ class Additive(Strategy):
     @abstractmethod
     def from_sum(self, arrays: Arrays, total: Arrays) -> Arrays:
         """Coordinator half: the next global arrays from the sum of the summands."""
+
+    def aggregate(self, arrays: Arrays, updates: Mapping[str, SiteUpdate]) -> Arrays:
+        """The next global arrays from all updates at once."""
+        running = RunningSum(updates)
+        for site in sorted(updates):
+            running.add(site, self.summand(updates[site]))
+        return self.from_sum(arrays, running.total())
 
 
 class Private(Strategy):

@@ -13,8 +13,9 @@ table, never the text of an exception.
 
 from __future__ import annotations
 
+import hashlib
 import io
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dermino_core.errors import CODES, DerminoError
-from dermino_core.results import Difference, Evaluation
+from dermino_core.privacy.plan import PrivacyRequest
+from dermino_core.results import Difference, Evaluation, SitePrivacy
 from dermino_strategies.base import Arrays, SiteUpdate
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+
+SITE_MODELS = ("global", "local", "local_converged")
+"""What every site evaluates by itself."""
 
 T = TypeVar("T", bound="_Body")
 
@@ -38,6 +43,7 @@ class Task(_Body):
     """What is learned, on which features. A site refuses what does not fit its own."""
 
     protocol: int = PROTOCOL_VERSION
+    run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     name: str
     classes: list[str] = Field(min_length=2, max_length=1000)
     backbone_fingerprint: str
@@ -47,6 +53,20 @@ class Task(_Body):
     rounds: int = Field(ge=1, le=10_000)
     seed: int = Field(ge=0, lt=2**63)
     replicates: int = Field(ge=2, le=10_000)
+    privacy: PrivacyRequest | None = None
+    secure_aggregation: bool = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models whose evaluation leaves a site.
+
+        In a private run only the federated one: what a site trained without noise stays there.
+        """
+        return ("global",) if self.privacy else SITE_MODELS
+
+    def digest(self) -> str:
+        """SHA-256 of the task: what a site binds its part in secure aggregation to."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class TrainRequest(_Body):
@@ -67,6 +87,7 @@ class TrainReply(_Body):
     seconds: float = Field(ge=0)
     auroc_before: float | None = Field(ge=0, le=1)
     f1_before: float | None = Field(ge=0, le=1)
+    privacy: SitePrivacy | None = None
 
 
 class EvaluateRequest(_Body):
@@ -74,6 +95,27 @@ class EvaluateRequest(_Body):
 
     task: Task
     heads: list[str] = Field(max_length=1000)
+
+
+class SecureRequest(_Body):
+    """Coordinator to site: one stage of a sum that only the sites together can open.
+
+    `request` is the JSON of one of `secure_aggregation.messages`. The stage `masked` carries the
+    global arrays beside it.
+    """
+
+    task: Task
+    round: int = Field(ge=1)
+    step: Literal["train", "evaluate"]
+    stage: Literal["keys", "shares", "masked", "confirm", "unmask"]
+    request: str
+
+
+class SecureReply(_Body):
+    """Site to coordinator. The stage `masked` carries the masked vector beside it."""
+
+    stage: Literal["keys", "shares", "masked", "confirm", "unmask"]
+    reply: str
 
 
 class CrossEvaluation(_Body):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dermino_client.site import Site, read_site
+from dermino_client.site_keys import make_keys, node_file
 from dermino_core import __version__
 from dermino_core.errors import EXIT_CODES
 from dermino_server.provisioning import provision
@@ -107,14 +108,15 @@ def test_joining_needs_coordinator_key_and_authority(
     run: Run, make_site: MakeSite, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    provision(keys, hosts=["127.0.0.1"], sites=["clinic"])
+    provision(keys, hosts=["127.0.0.1"])
+    make_keys(tmp_path / "site")
     folder = make_site().file.parent
     arguments = ("--site", "clinic", "--sites-dir", folder)
-    failed(run(*arguments), 3, "no [coordinator] section")
+    failed(run(*arguments), 3, "has not joined a federation", "dermino-client enrol")
     good = {
         "address": "127.0.0.1:1",
         "root_certificates": str(keys / "ca.crt"),
-        "private_key": str(keys / "sites" / "clinic" / "clinic.key"),
+        "private_key": str(node_file(tmp_path / "site")),
     }
     make_site(coordinator=good | {"private_key": "nowhere.key"})
     failed(run(*arguments), 6, "TLS_INVALID", str(folder / "nowhere.key"))

@@ -352,19 +352,20 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from dermino_client.app import app
-from dermino_client.prepare import load_prepared
+from dermino_client.hospital import hospital_of
 from dermino_client.site import read_site
 from dermino_client.work import train
 from dermino_strategies.fedavg import FedAvg
 from dermino_strategies.protocol import Task, TrainRequest
-site = load_prepared(read_site(Path(sys.argv[1])))
+hospital = hospital_of(read_site(Path(sys.argv[1])))
+site = hospital.prepared
 task = Task(
-    name=site.task, classes=site.classes, backbone_fingerprint=site.backbone_fingerprint,
+    run_id="0" * 32, name=site.task, classes=site.classes, backbone_fingerprint=site.backbone_fingerprint,
     width=site.width, strategy="fedavg", rounds=2, seed=0, replicates=2, settings={},
 )
 arrays = FedAvg().initial_arrays(2, site.width, 0)
 request = TrainRequest(task=task, round=1, send_local_head=True)
-assert len(train(site, request, arrays)) == 3
+assert len(train(hospital, request, arrays)) == 3
 print(json.dumps([site.images_used, sorted({"torch", "timm", "sklearn"} & set(sys.modules))]))
 """
 

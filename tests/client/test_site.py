@@ -64,7 +64,7 @@ def test_the_examples_in_deploy_are_valid(number: int) -> None:
     assert len(files) == 3
     site = read_site(files[number])
     use(site)
-    assert site.coordinator is not None
+    assert site.folder.is_absolute()
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dermino_client.hospital import Hospital
+from dermino_client.policy import PolicySection
 from dermino_client.prepare import PreparedSite
 from dermino_core import __version__
 from dermino_core.backbone_card import BackboneCard, Preprocessing
@@ -24,6 +27,11 @@ CARD = BackboneCard(
     pretrained=True,
     source="test",
 )
+
+
+def hospital(site: PreparedSite, folder: Path, **policy: Any) -> Hospital:
+    """A site with a folder of its own, ready to answer."""
+    return Hospital(site.name, PolicySection(**policy), folder / site.name, lambda: site)
 
 
 def cloud_site(name: str, n: int, seed: int) -> PreparedSite:
@@ -47,9 +55,12 @@ def cloud_site(name: str, n: int, seed: int) -> PreparedSite:
 
 
 @pytest.fixture
-def sites() -> dict[str, PreparedSite]:
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hospital]:
     sizes = {"alpha": 60, "beta": 110, "gamma": 41}
-    return {name: cloud_site(name, n, i) for i, (name, n) in enumerate(sizes.items())}
+    folder = tmp_path_factory.mktemp("hospitals")
+    return {
+        name: hospital(cloud_site(name, n, i), folder) for i, (name, n) in enumerate(sizes.items())
+    }
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from dermino_client.app import make_client_app
-from dermino_client.prepare import PreparedSite
+from dermino_client.hospital import Hospital
 from dermino_core.errors import DerminoError
 from dermino_core.model_folder import load_model
 from dermino_core.results import read_results
@@ -32,11 +32,11 @@ from dermino_strategies.protocol import (
 Plan = Callable[..., RunPlan]
 
 
-def apps(sites: Mapping[str, PreparedSite]) -> dict[str, ClientApp]:
+def apps(sites: Mapping[str, Hospital]) -> dict[str, ClientApp]:
     return {name: make_client_app(lambda _, site=site: site) for name, site in sites.items()}
 
 
-def tampered(site: PreparedSite, change: Callable[[Message], Message]) -> ClientApp:
+def tampered(site: Hospital, change: Callable[[Message], Message]) -> ClientApp:
     """The site's real app, whose training replies are changed on their way out."""
     honest = make_client_app(lambda _: site)
     app = ClientApp()
@@ -71,7 +71,7 @@ def weights_of(folder: Path) -> np.ndarray:
 
 
 def test_two_rounds_equal_fedavg_by_hand(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     plan = make_plan()
     results = run_rounds(InProcessGrid(apps(sites)), plan, tmp_path)
@@ -80,7 +80,7 @@ def test_two_rounds_equal_fedavg_by_hand(
     for round_ in (1, 2):
         updates = {}
         for name, site in sites.items():
-            x, y, _ = site.half("train")
+            x, y, _ = site.prepared.half("train")
             updates[name] = strategy.site_update(SiteData(name, x, y, 2), arrays, round_, plan.seed)
         arrays = strategy.aggregate(arrays, updates)
     np.testing.assert_array_equal(weights_of(tmp_path), arrays["weight"])
@@ -90,7 +90,7 @@ def test_two_rounds_equal_fedavg_by_hand(
 
 
 def test_results_hold_every_model_and_the_cross_site_matrix(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     results = run_rounds(InProcessGrid(apps(sites)), make_plan(), tmp_path)
     assert set(results.mean) == {"global", "local", "local_converged"}
@@ -118,7 +118,7 @@ def test_results_hold_every_model_and_the_cross_site_matrix(
     ],
 )
 def test_poison_is_rejected_by_name_and_the_quorum_goes_on(
-    sites: dict[str, PreparedSite],
+    sites: dict[str, Hospital],
     make_plan: Plan,
     tmp_path: Path,
     change: Callable[[np.ndarray], np.ndarray],
@@ -162,7 +162,7 @@ def npy(header: str) -> bytes:
     ],
 )
 def test_bytes_that_are_no_array_are_rejected_by_name(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path, data: bytes
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path, data: bytes
 ) -> None:
     clients = apps(sites) | {"beta": tampered(sites["beta"], with_bytes(data))}
     results = run_rounds(InProcessGrid(clients), make_plan(min_sites=2), tmp_path)
@@ -196,7 +196,7 @@ def with_json(change: Callable[[dict], None], kind: str) -> Callable[[Message], 
     ],
 )
 def test_evaluations_that_do_not_add_up_are_rejected_by_name(
-    sites: dict[str, PreparedSite],
+    sites: dict[str, Hospital],
     make_plan: Plan,
     tmp_path: Path,
     change: Callable[[dict], None],
@@ -211,7 +211,7 @@ def test_evaluations_that_do_not_add_up_are_rejected_by_name(
 
 
 def test_claiming_more_images_than_it_has_is_rejected(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     def claim(reply: Message) -> Message:
         if reply.content.metric_records:
@@ -224,7 +224,7 @@ def test_claiming_more_images_than_it_has_is_rejected(
 
 
 def test_a_site_that_is_back_counts_for_the_quorum(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     """beta fails in round 1; in round 2 alpha is gone and beta is back: two of two are there."""
 
@@ -245,7 +245,7 @@ def test_a_site_that_is_back_counts_for_the_quorum(
 
 
 def test_a_hanging_site_costs_one_deadline_not_one_per_round(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     grid = SilentGrid(apps(sites), silent="beta")
     plan = make_plan(min_sites=2, rounds=6, deadline_seconds=1.5)
@@ -255,7 +255,7 @@ def test_a_hanging_site_costs_one_deadline_not_one_per_round(
 
 
 def test_poison_without_quorum_ends_with_the_name_and_no_model(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     clients = apps(sites) | {
         "beta": tampered(sites["beta"], with_weights(lambda w: w * np.float32(np.nan)))
@@ -268,25 +268,26 @@ def test_poison_without_quorum_ends_with_the_name_and_no_model(
 
 
 def test_wrong_class_order_is_refused_by_the_site(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     from dataclasses import replace
 
-    sites["gamma"] = replace(sites["gamma"], classes=["malignant", "benign"])
+    other = replace(sites["gamma"].prepared, classes=["malignant", "benign"])
+    sites["gamma"] = replace(sites["gamma"], load=lambda: other)
     results = run_rounds(InProcessGrid(apps(sites)), make_plan(min_sites=2), tmp_path)
     assert results.rounds[0].rejected[0].code == "REQUEST_MISMATCH"
     assert results.missing_sites == ["gamma"]
 
 
 def test_a_crash_at_a_site_sends_no_text(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     secret = "/srv/patients/Jane_Doe.jpg"
 
-    def load(_: Context) -> PreparedSite:
+    def load(_: Context) -> Hospital:
         raise RuntimeError(secret)
 
-    def refuse(_: Context) -> PreparedSite:
+    def refuse(_: Context) -> Hospital:
         raise DerminoError("DATA_CHANGED", f"{secret} vanished", where=secret)
 
     clients = apps(sites) | {"beta": make_client_app(load), "gamma": make_client_app(refuse)}
@@ -298,9 +299,9 @@ def test_a_crash_at_a_site_sends_no_text(
 
 
 def test_every_site_failing_never_completes(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
-    def load(_: Context) -> PreparedSite:
+    def load(_: Context) -> Hospital:
         raise RuntimeError
 
     clients = {name: make_client_app(load) for name in sites}
@@ -337,7 +338,7 @@ class SilentGrid(InProcessGrid):
 
 
 def test_silence_ends_at_the_deadline(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     grid = SilentGrid(apps(sites), silent="beta")
     plan = make_plan(min_sites=2, deadline_seconds=0.5)
@@ -348,9 +349,7 @@ def test_silence_ends_at_the_deadline(
         run_rounds(grid, make_plan(min_sites=3, deadline_seconds=0.5), tmp_path / "second")
 
 
-def test_absent_site_is_named(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
-) -> None:
+def test_absent_site_is_named(sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path) -> None:
     grid = SilentGrid(apps(sites), absent="gamma")
     results = run_rounds(grid, make_plan(min_sites=2), tmp_path)
     assert [r.site for r in results.rounds[0].rejected] == ["gamma"]
@@ -359,7 +358,7 @@ def test_absent_site_is_named(
 
 
 def test_resume_is_bit_identical(
-    sites: dict[str, PreparedSite],
+    sites: dict[str, Hospital],
     make_plan: Plan,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -390,7 +389,7 @@ def test_resume_is_bit_identical(
 
 
 def test_checkpoints_of_another_plan_and_damaged_ones_are_refused(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     run_rounds(InProcessGrid(apps(sites)), make_plan(), tmp_path)
     with pytest.raises(DerminoError, match="another configuration"):
@@ -402,7 +401,7 @@ def test_checkpoints_of_another_plan_and_damaged_ones_are_refused(
 
 
 def test_a_lying_coordinator_is_refused_by_the_site(
-    sites: dict[str, PreparedSite], make_plan: Plan
+    sites: dict[str, Hospital], make_plan: Plan
 ) -> None:
     from dermino_client.work import train
 
@@ -419,7 +418,7 @@ def test_a_lying_coordinator_is_refused_by_the_site(
 
 
 def test_messages_carry_no_features_labels_or_paths(
-    sites: dict[str, PreparedSite], make_plan: Plan, tmp_path: Path
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
 ) -> None:
     """Everything that leaves a site, byte for byte: heads and summaries only."""
     leaving: list[Message] = []

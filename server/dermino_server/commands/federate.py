@@ -12,7 +12,19 @@ from dermino_core import __version__
 from dermino_core.console import say, warn
 from dermino_core.errors import DerminoError
 from dermino_core.results import BackboneInfo, RoundRecord
-from dermino_server.commands.options import Precision, parse_settings
+from dermino_server.commands.options import (
+    ClipOption,
+    DeltaOption,
+    EpsilonOption,
+    ImagesOption,
+    Precision,
+    SecureOption,
+    ThresholdOption,
+    Unit,
+    UnitOption,
+    parse_settings,
+    privacy_request,
+)
 from dermino_server.commands.show import finish
 
 
@@ -43,6 +55,13 @@ def federate(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Global rounds.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    secure_aggregation: SecureOption = False,
+    threshold: ThresholdOption = None,
+    epsilon: EpsilonOption = None,
+    delta: DeltaOption = 1e-5,
+    clip: ClipOption = 1.0,
+    unit: UnitOption = Unit.PATIENT,
+    images_per_patient: ImagesOption = 4,
     precision: Annotated[
         Precision, typer.Option(help="Arithmetic that the sites use; for the record.")
     ] = Precision.AUTO,
@@ -69,11 +88,14 @@ def federate(
         --site mednode --site ph2 --site fitzpatrick17k --min-sites 2 --out RUN
 
         dermino federate --superlink consortium --resume RUN
+
+        dermino federate --superlink consortium --backbone backbone.safetensors
+        --site mednode --site ph2 --site fitzpatrick17k --secure-aggregation --epsilon 3
     """
     from dermino_core.labels import TASKS
     from dermino_server.deployment import follow, stop, submit
     from dermino_server.flower_cli import require_connection
-    from dermino_server.plan import make_plan, new_run_folder, read_plan, versions
+    from dermino_server.plan import check_protection, make_plan, new_run_folder, read_plan, versions
     from dermino_strategies.registry import get_strategy
 
     if resume is not None:
@@ -93,7 +115,7 @@ def federate(
                 fix="Name its classes in order, the positive one last: --class A --class B.",
             )
         chosen = parse_settings(settings or [])
-        get_strategy(strategy, chosen)
+        chosen_strategy = get_strategy(strategy, chosen)
         sites = sorted(set(site or []))
         if not sites:
             raise DerminoError(
@@ -102,6 +124,8 @@ def federate(
                 fix="Name each with --site, as it was registered; --min-sites says how many must "
                 "answer.",
             )
+        privacy = privacy_request(epsilon, delta, clip, unit, images_per_patient)
+        check_protection(chosen_strategy, privacy, secure_aggregation=secure_aggregation)
         require_connection(superlink)
         plan = make_plan(
             title=f"{task}: {', '.join(sites)}",
@@ -115,7 +139,10 @@ def federate(
             min_sites=min_sites or len(sites),
             wait_seconds=wait,
             deadline_seconds=deadline,
-            cross_site=cross_site,
+            cross_site=cross_site and not (secure_aggregation or privacy),
+            secure_aggregation=secure_aggregation,
+            threshold=threshold,
+            privacy=privacy,
             engine="deployment",
             backbone=_backbone(backbone, precision.value),
             backbone_spec=backbone,

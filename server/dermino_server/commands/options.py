@@ -5,10 +5,77 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from dermino_core.errors import DerminoError
+from dermino_core.privacy.plan import PrivacyRequest
+
+SecureOption = Annotated[
+    bool,
+    typer.Option(
+        "--secure-aggregation",
+        help="The coordinator sees only sums over at least three sites, never one site's part.",
+    ),
+]
+ThresholdOption = Annotated[
+    int | None,
+    typer.Option(
+        min=3, help="Secure aggregation: sites that must stay to the end.", show_default="2n/3 + 1"
+    ),
+]
+EpsilonOption = Annotated[
+    float | None,
+    typer.Option(
+        "--epsilon", min=1e-6, help="Differential privacy of the whole run, kept at each site."
+    ),
+]
+DeltaOption = Annotated[float, typer.Option(help="The delta that belongs to --epsilon.")]
+ClipOption = Annotated[
+    float, typer.Option(help="Privacy: largest L2 norm of one patient's contribution.")
+]
+
+
+class Unit(enum.StrEnum):
+    """Whom differential privacy protects."""
+
+    PATIENT = "patient"
+    IMAGE = "image"
+
+
+UnitOption = Annotated[
+    Unit, typer.Option("--privacy-unit", help="Privacy: a patient's images together, or each.")
+]
+ImagesOption = Annotated[
+    int, typer.Option("--images-per-patient", min=1, help="Privacy: images used of one patient.")
+]
+
+
+def privacy_request(
+    epsilon: float | None, delta: float, clip: float, unit: Unit, images_per_patient: int
+) -> PrivacyRequest | None:
+    """What the options ask for; None without an epsilon.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` naming the number that is out of its range.
+    """
+    if epsilon is None:
+        return None
+    try:
+        return PrivacyRequest(
+            epsilon=epsilon,
+            delta=delta,
+            clip=clip,
+            unit=unit.value,
+            images_per_patient=images_per_patient,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DerminoError("CONFIG_INVALID", f"{first['loc'][0]}: {first['msg']}.") from None
 
 
 class Engine(enum.StrEnum):

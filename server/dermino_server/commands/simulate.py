@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from dermino_core.console import say
-from dermino_server.commands.options import Engine, Precision, parse_settings
+from dermino_server.commands.options import (
+    ClipOption,
+    DeltaOption,
+    Engine,
+    EpsilonOption,
+    ImagesOption,
+    Precision,
+    SecureOption,
+    ThresholdOption,
+    Unit,
+    UnitOption,
+    parse_settings,
+    privacy_request,
+)
 from dermino_server.commands.show import finish
 
 
@@ -30,6 +43,13 @@ def simulate(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Global rounds.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    secure_aggregation: SecureOption = False,
+    threshold: ThresholdOption = None,
+    epsilon: EpsilonOption = None,
+    delta: DeltaOption = 1e-5,
+    clip: ClipOption = 1.0,
+    unit: UnitOption = Unit.PATIENT,
+    images_per_patient: ImagesOption = 4,
     engine: Annotated[Engine, typer.Option(help="In this process, or on Ray.")] = Engine.INPROCESS,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make.", show_default="runs/simulate-DATE")
@@ -51,6 +71,8 @@ def simulate(
         dermino simulate
 
         dermino simulate --sites sites/ --backbone weights/dinov2_vits14.safetensors --out RUN
+
+        dermino simulate --secure-aggregation --epsilon 3
     """
     from dermino_server import simulate as simulation
 
@@ -67,6 +89,9 @@ def simulate(
             settings=parse_settings(settings or []),
             rounds=rounds,
             seed=seed,
+            secure_aggregation=secure_aggregation,
+            threshold=threshold,
+            privacy=privacy_request(epsilon, delta, clip, unit, images_per_patient),
             engine=engine.value,
             cache=cache,
         )

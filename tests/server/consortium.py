@@ -1,0 +1,1 @@
+from test_enrolment_real import Consortium, told  # noqa
