@@ -8,13 +8,11 @@ digests it can prove later which arrays left and which did not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dermino_client.journal import Entry, Journal, Verified
@@ -59,24 +57,14 @@ class AuditRecord(BaseModel):
     note: str = Field(default="", max_length=_LONGEST_NOTE)
 
 
-def digests_of(
-    groups: Mapping[str, Mapping[str, npt.NDArray[np.generic]]],
-) -> dict[str, ArrayDigest]:
-    """`group/name` -> digest of that array.
+def digest_of(data: bytes, dtype: str, shape: Sequence[int]) -> ArrayDigest:
+    """The digest of an array as it travels: of its `.npy` bytes, header included.
 
-    The SHA-256 is that of the array's bytes in C order as they are in memory, without a header:
-    `hashlib.sha256(array.tobytes())`.
+    `dtype` and `shape` are what the message says they are.
     """
-    return {
-        f"{group}/{name}": ArrayDigest(
-            sha256=hashlib.sha256(np.ascontiguousarray(array).data).hexdigest(),
-            dtype=array.dtype.str,
-            shape=array.shape,
-            bytes=array.nbytes,
-        )
-        for group, arrays in groups.items()
-        for name, array in arrays.items()
-    }
+    return ArrayDigest(
+        sha256=hashlib.sha256(data).hexdigest(), dtype=dtype, shape=tuple(shape), bytes=len(data)
+    )
 
 
 class AuditLog:

@@ -6,7 +6,6 @@ machine's log. Nothing leaves that could not be recorded first.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 
-from dermino_client.audit import ALLOWED, ArrayDigest
+from dermino_client.audit import ALLOWED, ArrayDigest, digest_of
 from dermino_client.hospital import Hospital
 from dermino_core.errors import DerminoError
 from dermino_strategies.protocol import refuse, size_in_bytes
@@ -65,6 +64,9 @@ def _attend(message: Message, hospital: Hospital, work: Work[Any]) -> Message:
     except DerminoError as error:
         log.error("refused: %s: %s", error.code, error)
         decision = error.code
+    except Exception:
+        log.exception("unexpected error while reading a %s", facts.kind)
+        decision = "INTERNAL"
     kind, run, round_ = facts.kind, facts.run, facts.round
     hospital.audit.received(
         kind,
@@ -132,12 +134,7 @@ def _facts(content: RecordDict) -> _Facts:
 def _digests(content: RecordDict) -> dict[str, ArrayDigest]:
     """Digests of the arrays as they travel, without decoding them."""
     return {
-        f"{group}/{name}": ArrayDigest(
-            sha256=hashlib.sha256(array.data).hexdigest(),
-            dtype=array.dtype,
-            shape=tuple(array.shape),
-            bytes=len(array.data),
-        )
+        f"{group}/{name}": digest_of(array.data, array.dtype, array.shape)
         for group, record in content.array_records.items()
         for name, array in record.items()
     }

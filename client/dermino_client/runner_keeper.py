@@ -94,10 +94,9 @@ class RunnerKeeper:
             if code == 0:
                 delay = 0.0
                 continue
-            lived_long = time.monotonic() - began > _LONGEST_DELAY
-            delay = (
-                _FIRST_DELAY if lived_long else min(_LONGEST_DELAY, max(_FIRST_DELAY, 2 * delay))
-            )
+            if time.monotonic() - began > _LONGEST_DELAY:
+                delay = 0.0
+            delay = min(_LONGEST_DELAY, max(_FIRST_DELAY, 2 * delay))
             warn(f"the process that answers messages ended with {code}; next one in {delay:g} s")
 
     def _start(self) -> subprocess.Popen[bytes] | None:

@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner, Result
 
-from dermino_client.audit import ArrayDigest, AuditLog, digests_of
+from dermino_client.audit import ArrayDigest, AuditLog, digest_of
 from dermino_client.commands.audit import audit_app
 from dermino_client.journal import Journal
 from dermino_core.errors import DerminoError
@@ -24,6 +24,14 @@ _SPEC = importlib.util.spec_from_file_location(
 )
 kill_writer = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(kill_writer)
+
+
+def digests_of(groups: dict[str, dict[str, np.ndarray]]) -> dict[str, ArrayDigest]:
+    return {
+        f"{group}/{name}": digest_of(array.tobytes(), str(array.dtype), array.shape)
+        for group, arrays in groups.items()
+        for name, array in arrays.items()
+    }
 
 
 def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
@@ -52,20 +60,13 @@ def test_what_was_recorded_is_read_back(tmp_path: Path) -> None:
 
 
 def test_digests_are_those_of_the_bytes() -> None:
-    weight = np.arange(6.0).reshape(2, 3).T
-    scalar, empty = np.array(2.5, np.float32), np.zeros((0, 4))
-    digests = digests_of({"arrays": {"w": weight, "s": scalar}, "local": {"e": empty}})
-    assert list(digests) == ["arrays/w", "arrays/s", "local/e"]
-    in_c_order = b"".join(np.float64(weight[i, j]).tobytes() for i in range(3) for j in range(2))
-    assert digests["arrays/w"] == ArrayDigest(
-        sha256=hashlib.sha256(in_c_order).hexdigest(), dtype="<f8", shape=(3, 2), bytes=48
+    assert digest_of(b"abc", "float64", (3, 2)) == ArrayDigest(
+        sha256=hashlib.sha256(b"abc").hexdigest(), dtype="float64", shape=(3, 2), bytes=3
     )
-    assert digests["arrays/s"].shape == ()
-    assert digests["arrays/s"].bytes == 4
-    assert digests["local/e"].sha256 == hashlib.sha256(b"").hexdigest()
+    weight = np.arange(6.0).reshape(2, 3).T
     other = weight.copy()
     other[0, 0] += 1e-12
-    assert digests_of({"arrays": {"w": other}})["arrays/w"] != digests["arrays/w"]
+    assert digests_of({"a": {"w": weight}}) != digests_of({"a": {"w": other}})
 
 
 def test_contents_of_arrays_are_not_kept(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_show(sites: Path) -> None:
     assert lines[-1].endswith("note  note  new policy")
     assert "Refusal  run 1  0 bytes  OUTSIDE_HOURS  \\x1b[31m\\nred" in lines[-2]
     assert lines[-3].split() == [
-        *("arrays/weight", "<f8", "[2,", "3]", "48", "bytes", "sha256"),
+        *("arrays/weight", "float64", "[2,", "3]", "48", "bytes", "sha256"),
         hashlib.sha256(bytes(48)).hexdigest()[:16],
     ]
     assert "run 1  round 30  48 bytes  allowed  epsilon 0.125" in lines[-4]
