@@ -26,7 +26,6 @@ ENV PATH=/opt/dermino/bin:/usr/local/bin:/usr/bin:/bin \
     FLWR_HOME=/var/lib/dermino/flwr \
     FLWR_TELEMETRY_ENABLED=0 \
     FLWR_DISABLE_UPDATE_CHECK=1 \
-    FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1 \
     PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /var/lib/dermino

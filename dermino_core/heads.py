@@ -63,6 +63,11 @@ class LinearHead:
             raise ValueError("holds NaN or infinite values")
         return cls(weight, bias)
 
+    @staticmethod
+    def arrays_like(n_classes: int, width: int) -> dict[str, npt.NDArray]:
+        """Names, shapes and types of :meth:`arrays`; values are 0."""
+        return LinearHead.initial(n_classes, width, how="zeros", seed=0).arrays()
+
     def arrays(self) -> dict[str, npt.NDArray]:
         """`{"weight": [C, D], "bias": [C]}`."""
         return {"weight": self.weight, "bias": self.bias}
@@ -77,15 +82,21 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How a head is trained in one round. Defaults: paper, section 4.2.4."""
+    """How a head is trained in one round. Defaults: paper, section 4.2.4.
+
+    `proximal` adds `proximal / 2 * ||w - start||^2` to the loss (Li et al. 2020, equation 2).
+    """
 
     epochs: int = 2
     learning_rate: float = 2e-4
     batch_size: int = 32
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
             raise ValueError(f"epochs and batch size from 1, learning rate above 0: {self}")
+        if not self.proximal >= 0:
+            raise ValueError(f"a proximal term from 0: {self}")
 
 
 def fit_head(
@@ -97,7 +108,7 @@ def fit_head(
     seed: Sequence[int],
     device: str = "cpu",
 ) -> tuple[LinearHead, float]:
-    """Train a head for one round and return it with the mean loss of its last epoch.
+    """Train a head for one round and return it with the mean cross-entropy of its last epoch.
 
     Cross-entropy, Adam (betas 0.9, 0.999), learning rate annealed to zero by a cosine over all
     steps of the round. Batches are drawn without replacement, shuffled every epoch by numpy's
@@ -124,7 +135,7 @@ def fit_head(
     rng = np.random.default_rng(list(seed))
     orders = [rng.permutation(len(y)) for _ in range(recipe.epochs)]
     fit = _fit_on_cpu if device == "cpu" else _fit_with_torch
-    weight, bias, loss = fit(head, x, y, recipe.batch_size, rates, orders, device)
+    weight, bias, loss = fit(head, x, y, recipe, rates, orders, device)
     return LinearHead(weight, bias), loss
 
 
@@ -132,7 +143,7 @@ def _fit_on_cpu(
     head: LinearHead,
     x: Float32,
     y: Labels,
-    batch_size: int,
+    recipe: HeadRecipe,
     rates: npt.NDArray[np.float64],
     orders: Sequence[npt.NDArray[np.intp]],
     device: str,
@@ -143,6 +154,7 @@ def _fit_on_cpu(
     seconds on importing torch.
     """
     parameters = np.hstack([head.weight, head.bias[:, None]])
+    begin = parameters.copy()
     ones = np.ones((len(x), 1), np.float32)
     x = np.hstack([x, ones])
     targets = np.eye(len(head.bias), dtype=np.float32)[y]
@@ -150,14 +162,16 @@ def _fit_on_cpu(
     step, total = 0, 0.0
     for order in orders:
         total = 0.0
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for start in range(0, len(order), recipe.batch_size):
+            rows = order[start : start + recipe.batch_size]
             logits = x[rows] @ parameters.T
             logits -= logits.max(axis=1, keepdims=True)
             shares = np.exp(logits)
             sums = shares.sum(axis=1, keepdims=True)
             total += float((np.log(sums[:, 0]) - logits[np.arange(len(rows)), y[rows]]).sum())
             gradient = (shares / sums - targets[rows]).T @ x[rows] / np.float32(len(rows))
+            if recipe.proximal:
+                gradient += np.float32(recipe.proximal) * (parameters - begin)
             rate = rates[step]
             step += 1
             first = 0.9 * first + 0.1 * gradient
@@ -172,7 +186,7 @@ def _fit_with_torch(
     head: LinearHead,
     x: Float32,
     y: Labels,
-    batch_size: int,
+    recipe: HeadRecipe,
     rates: npt.NDArray[np.float64],
     orders: Sequence[npt.NDArray[np.intp]],
     device: str,
@@ -188,16 +202,18 @@ def _fit_with_torch(
     features, labels = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
     weight = torch.tensor(head.weight, device=device, requires_grad=True)
     bias = torch.tensor(head.bias, device=device, requires_grad=True)
+    begin = weight.detach().clone(), bias.detach().clone()
     optimizer = torch.optim.Adam([weight, bias])
     rate = iter(rates)
     total = torch.zeros((), device=device)
     for order in orders:
         total.zero_()
-        for rows in torch.from_numpy(order).to(device).split(batch_size):
+        for rows in torch.from_numpy(order).to(device).split(recipe.batch_size):
             optimizer.param_groups[0]["lr"] = float(next(rate))
             loss = F.cross_entropy(F.linear(features[rows], weight, bias), labels[rows])
+            pull = (weight - begin[0]).square().sum() + (bias - begin[1]).square().sum()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss + recipe.proximal / 2 * pull).backward()
             optimizer.step()
             total += loss.detach() * len(rows)
     return weight.detach().cpu().numpy(), bias.detach().cpu().numpy(), float(total) / len(y)

@@ -249,12 +249,12 @@ def sentence(curve: JoiningCurve) -> str:
     interval = (
         ""
         if change.low is None or change.high is None
-        else (f" (95 % interval {change.low:+.2f} to {change.high:+.2f})")
+        else (f" (95 % interval {_signed(change.low)} to {_signed(change.high)})")
     )
     text = (
         f"With your {point.labels} labelled images, joining changes your AUROC by "
-        f"{change.value:+.2f}{interval}: {alone.value:.2f} alone, {personal.value:.2f} with your "
-        f"personal model. {_verdict(change)}"
+        f"{_signed(change.value)}{interval}: {alone.value:.2f} alone, {personal.value:.2f} with "
+        f"your personal model. {_verdict(change)}"
     )
     first = curve.points[0]
     if first.labels == 0 and first.federated.value is not None:
@@ -263,6 +263,11 @@ def sentence(curve: JoiningCurve) -> str:
             f"{first.federated.value:.2f}."
         )
     return text
+
+
+def _signed(value: float) -> str:
+    """With two decimals, and without a minus before 0.00."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def _verdict(change: Estimate) -> str:

@@ -88,6 +88,7 @@ def personal_model(
     penalty: float,
     federated: Scores,
     held_out: ScoreMoments,
+    noise: float = 0.0,
     standardise: bool = False,
     prior: Prior = "observed",
 ) -> Personal:
@@ -103,6 +104,9 @@ def personal_model(
         other sites know.
     penalty, standardise
         Of the federated ridge.
+    noise
+        Of a private run: the size of the noise in the others' outer products. The more the others
+        count, the more of it is added to the penalty.
     federated, held_out
         The federated scores, for a hospital without enough labels, and their moments on images
         held out, for calibrating with few.
@@ -114,12 +118,15 @@ def personal_model(
     if not can_learn(labels, groups):
         head = calibrate(federated, held_out, prior=prior)
         return Personal(head, federated, np.zeros(0), np.zeros(0))
-    scale = spread_of_features(total, standardise=standardise)
+    # Noisy moments say little of the features' spread; few images enough of their mean spread.
+    whose = Moments.of(features, labels, total.n_classes, per_class=False) if noise else total
+    scale = spread_of_features(whose, standardise=standardise)
     site = _Site(features, labels, groups, total.n_classes, scale)
     images = max(others.images, 0.0)
+    noisy = noise / max(images, 1.0) / float(np.mean(scale**2))
     grid = np.array([m for m in COUNTS_AS if m < images] + ([images] if images >= 1 else []))
     grid = grid if len(grid) else np.zeros(1)
-    fits = [site.fit(penalty * total.images, others, m) for m in grid]
+    fits = [site.fit(penalty * total.images + noisy * m, others, m) for m in grid]
     errors = np.array([float((fit.left_out**2).sum()) for fit in fits])
     evidence = -site.units / 2 * errors / max(errors.min(), 1e-300)
     evidence -= (np.log((grid + _AT_ZERO) / (USUAL + _AT_ZERO)) / _WIDTH) ** 2 / 2

@@ -19,6 +19,7 @@ from dermino_client.site import read_site
 from dermino_client.spending import settle
 from dermino_client.work import evaluate_heads, expected_arrays, for_coordinator, train
 from dermino_core.errors import DerminoError
+from dermino_core.heads import LinearHead
 from dermino_strategies.base import Arrays
 from dermino_strategies.protocol import (
     EvaluateRequest,
@@ -98,7 +99,8 @@ def _admit_evaluation(content: RecordDict, hospital: Hospital, now: datetime) ->
 
 def _evaluate(request: EvaluateRequest, content: RecordDict, hospital: Hospital) -> Answer:
     like = expected_arrays(hospital.prepared, request.task)
-    heads = {name: _arrays(content, f"head.{name}", like) for name in request.heads}
+    head_like = LinearHead.arrays_like(len(request.task.classes), request.task.width)
+    heads = {name: _arrays(content, f"head.{name}", head_like) for name in request.heads}
     reply = evaluate_heads(hospital.prepared, request, _arrays(content, "arrays", like), heads)
     keep_evaluation(hospital, request.task, reply)
     settle(hospital, request.task)

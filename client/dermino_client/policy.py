@@ -111,6 +111,11 @@ class PolicySection(BaseModel):
         description="delta at which the year is summed up, and the largest that a run may ask for "
         "where privacy is required or epsilon is limited",
     )
+    privacy_unit: Literal["patient", "image"] = Field(
+        default="patient",
+        description="whom differential privacy must protect: a patient's images together, or at "
+        "least each image",
+    )
     require_secure_aggregation: bool = Field(
         default=False, strict=True, description="refuse runs in which the update can be seen alone"
     )
@@ -250,18 +255,19 @@ def _about_privacy(policy: PolicySection, facts: RequestFacts) -> list[str]:
     }
     wanted = ["require_privacy"] if policy.require_privacy else []
     wanted += [name for name, allowed in limits.items() if allowed is not None]
-    if not wanted:
-        return []
-    if facts.privacy is None:
-        return [f"{' and '.join(wanted)}: it has no differential privacy"]
     asked = facts.privacy
-    broken = [
+    if asked is None:
+        return [f"{' and '.join(wanted)}: it has no differential privacy"] if wanted else []
+    broken = []
+    if policy.privacy_unit == "patient" and asked.unit == "image":
+        broken.append("privacy_unit: it protects single images, asked for is 'patient'")
+    broken += [
         f"{name}: it asks for epsilon {asked.epsilon:g}, allowed is {allowed:g}"
         for name, allowed in limits.items()
         if allowed is not None and asked.epsilon > allowed
     ]
     # A limit on epsilon says nothing at a delta so large that it lets a patient's data through.
-    if asked.delta > policy.delta:
+    if wanted and asked.delta > policy.delta:
         broken.append(f"delta: it asks for delta {asked.delta:g}, allowed is {policy.delta:g}")
     return broken
 

@@ -22,6 +22,7 @@ from dermino_client.members import pin_keys
 from dermino_client.membership import own_identity
 from dermino_client.secure_work import SECURE
 from dermino_core.errors import DerminoError
+from dermino_core.heads import LinearHead
 from dermino_strategies.base import Additive, Arrays
 from dermino_strategies.protocol import (
     EvaluateRequest,
@@ -99,7 +100,7 @@ def rehearse(hospital: Hospital, task: Task, others: Sequence[str]) -> Leaving:
 
 def _initial_arrays(task: Task) -> Arrays:
     strategy = get_strategy(task.strategy, task.settings)
-    return strategy.initial_arrays(len(task.classes), task.width, task.seed)
+    return strategy.for_sites(strategy.initial_arrays(len(task.classes), task.width, task.seed))
 
 
 def _ask(work: Work[Any], content: RecordDict, hospital: Hospital) -> RecordDict:
@@ -121,7 +122,9 @@ def _plain_run(hospital: Hospital, task: Task, others: Sequence[str], arrays: Ar
         yield round_, content
         if "local" in content.array_records:
             # No other site's head is here: this site's own has the same size.
-            own = read_arrays(content, "local", arrays)
+            own = read_arrays(
+                content, "local", LinearHead.arrays_like(len(task.classes), task.width)
+            )
             heads = dict.fromkeys(sorted([hospital.name, *others]), own)
         update = unpack_update(content, strategy.update_like(arrays))
         arrays = strategy.aggregate(arrays, {hospital.name: update})

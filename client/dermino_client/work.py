@@ -77,7 +77,11 @@ def expected_arrays(site: PreparedSite, task: Task) -> Arrays:
     DerminoError
         As :func:`check_task`.
     """
-    return check_task(site, task).initial_arrays(len(task.classes), task.width, task.seed)
+    return _expected(check_task(site, task), task)
+
+
+def _expected(strategy: Strategy, task: Task) -> Arrays:
+    return strategy.for_sites(strategy.initial_arrays(len(task.classes), task.width, task.seed))
 
 
 def _data(site: PreparedSite) -> SiteData:
@@ -90,8 +94,8 @@ def train(
 ) -> tuple[TrainReply, SiteUpdate, Arrays | None]:
     """One round: evaluate the arrays as they came, then the strategy's site half.
 
-    Returns the reply, the update, and the arrays of the head this site trains alone when the
-    coordinator asked for it.
+    Returns the reply, the update, and the weight and bias of the head that this site trains alone
+    when the coordinator asked for it.
 
     Raises
     ------
@@ -106,7 +110,7 @@ def train(
     probabilities = strategy.head(arrays).probabilities(features)
     update, privacy = site_update(hospital, strategy, task, arrays, request.round)
     shared = request.send_local_head and hospital.policy.share_local_head and not task.privacy
-    local = train_alone(site, strategy, task) if shared else None
+    local = strategy.head(train_alone(site, strategy, task)).arrays() if shared else None
     reply = TrainReply(
         classes=site.classes,
         precision=site.precision,
@@ -165,7 +169,7 @@ def evaluate_heads(
     arrays
         The federated model.
     heads
-        Site name -> arrays of the head that site trained alone, for the cross-site matrix.
+        Site name -> weight and bias that site trained alone, for the cross-site matrix.
     """
     start = time.perf_counter()
     strategy = check_task(site, request.task)
@@ -180,7 +184,7 @@ def evaluate_heads(
     }
     cross = {}
     for name in request.heads:
-        probabilities = strategy.head(heads[name]).probabilities(features)
+        probabilities = LinearHead.from_arrays(heads[name]).probabilities(features)
         cross[name] = CrossEvaluation(
             auroc=_defined(macro_auroc(labels, probabilities)[0]),
             f1=_defined(macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]),
@@ -249,9 +253,8 @@ def compare_heads(
 
 def _check_arrays(strategy: Strategy, task: Task, arrays: Arrays) -> None:
     """A coordinator may be wrong too: its arrays get the checks that a site's update gets."""
-    expected = strategy.initial_arrays(len(task.classes), task.width, task.seed)
     try:
-        check_arrays(expected, arrays)
+        check_arrays(_expected(strategy, task), arrays)
     except ValueError as error:
         raise DerminoError(
             "REQUEST_INVALID", f"The coordinator's arrays are not usable: {error}."

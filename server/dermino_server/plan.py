@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -16,6 +17,7 @@ from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import BackboneInfo
 from dermino_strategies.base import Additive, Private, Strategy
 from dermino_strategies.protocol import Task
+from dermino_strategies.registry import STRATEGIES
 
 PLAN_FILE = "run.json"
 
@@ -132,6 +134,32 @@ def check_protection(
         raise DerminoError(
             "CONFIG_INVALID", f"{strategy.name} cannot hold to a privacy budget.", fix=advice
         )
+
+
+def with_public_centre(
+    strategy: str,
+    settings: Mapping[str, object],
+    privacy: PrivacyRequest | None,
+    *,
+    backbone: str,
+    cache: Path,
+) -> dict[str, object]:
+    """The settings of a run, with a `centre` where the method takes one and the run is private.
+
+    A private run learns more around a public point among the features: the mean feature of
+    images that are drawn here, of no patient. A centre that was given stays.
+
+    Raises
+    ------
+    DerminoError
+        If the backbone cannot be loaded.
+    """
+    wanted = "centre" in STRATEGIES[strategy][1].model_fields and "centre" not in settings
+    if privacy is None or not wanted:
+        return dict(settings)
+    from dermino_core.privacy.sgd import drawn_centre
+
+    return dict(settings) | {"centre": list(drawn_centre(backbone, cache=cache))}
 
 
 def read_plan(folder: Path) -> RunPlan:

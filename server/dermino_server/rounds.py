@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from dermino_core.files import write_atomically
+from dermino_core.heads import LinearHead
 from dermino_core.results import Results, RoundRecord, Transfer
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
 from dermino_server.exchange import Outcome, SiteFinder, exchange, find_sites, require_quorum
@@ -68,7 +69,7 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
     if plan.secure_aggregation:
         results = secure_final_evaluation(grid, finder, plan, state)
     else:
-        results = build_results(plan, state, _final_evaluation(grid, finder, plan, state))
+        results = build_results(plan, state, _final_evaluation(grid, finder, plan, strategy, state))
     _write_metrics(folder, state)
     save_run(folder, plan, results, strategy.head(state.arrays))
     return results
@@ -80,7 +81,7 @@ def _train_round(
     start = time.monotonic()
     round_ = state.round + 1
     nodes, missing = find_sites(finder, plan, state)
-    arrays = record_of(state.arrays)
+    arrays = record_of(strategy.for_sites(state.arrays))
     contents = {}
     for site in nodes:
         ask_head = plan.cross_site and site not in state.local_heads
@@ -160,8 +161,9 @@ def _read_update(
         raise ValueError(f"trained on {update.examples} of {reply.images_used} images")
     local = None
     if "local" in content.array_records:
-        local = read_arrays(content, "local", state.arrays)
-        check_arrays(state.arrays, local)
+        like = LinearHead.arrays_like(len(plan.classes), plan.backbone.width)
+        local = read_arrays(content, "local", like)
+        check_arrays(like, local)
     gathering.add(site, update)
     return _TrainResult(reply, update.examples, update.metrics, local)
 
@@ -193,14 +195,15 @@ def _complete(record: RoundRecord, scores: Mapping[str, tuple[float | None, floa
 
 
 def _final_evaluation(
-    grid: Grid, finder: SiteFinder, plan: RunPlan, state: RunState
+    grid: Grid, finder: SiteFinder, plan: RunPlan, strategy: Strategy, state: RunState
 ) -> dict[str, EvaluateReply]:
     start = time.monotonic()
     nodes, missing = find_sites(finder, plan, state)
     heads = sorted(state.local_heads)
     content = pack(
         EvaluateRequest(task=plan.for_sites(), heads=heads),
-        {"arrays": state.arrays} | {f"head.{site}": state.local_heads[site] for site in heads},
+        {"arrays": strategy.for_sites(state.arrays)}
+        | {f"head.{site}": state.local_heads[site] for site in heads},
     )
     contents = dict.fromkeys(nodes, content)
     outcome = exchange(

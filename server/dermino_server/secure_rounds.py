@@ -35,6 +35,7 @@ from dermino_strategies.protocol import (
     size_in_bytes,
     unpack,
 )
+from dermino_strategies.registry import get_strategy
 from dermino_strategies.secure_aggregation import messages
 from dermino_strategies.secure_aggregation.coordinator import Coordinator
 from dermino_strategies.secure_aggregation.session import Session, default_threshold, task_digest
@@ -211,9 +212,13 @@ def _session(
         purpose=step,
         # Seconds, so that it is later than any attempt before an interruption.
         attempt=int(time.time()) + attempt,
-        task_digest=task_digest(plan.for_sites().model_dump_json(), state.arrays),
+        task_digest=task_digest(plan.for_sites().model_dump_json(), _sent(plan, state)),
         threshold=plan.threshold or default_threshold(sites),
     )
+
+
+def _sent(plan: RunPlan, state: RunState) -> Arrays:
+    return get_strategy(plan.strategy, plan.settings).for_sites(state.arrays)
 
 
 def _stages(
@@ -227,7 +232,7 @@ def _stages(
     length: int,
     result: _Sum,
 ) -> None:
-    arrays = record_of(state.arrays)
+    arrays = record_of(_sent(plan, state))
     while (stage := coordinator.stage) not in ("done", "aborted"):
         contents: dict[str, RecordDict] = {}
         for site, request in coordinator.requests().items():

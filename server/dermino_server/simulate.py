@@ -55,6 +55,7 @@ from dermino_server.plan import (
     new_run_folder,
     read_plan,
     versions,
+    with_public_centre,
 )
 from dermino_server.simulated_consortium import enrol_simulated
 from dermino_strategies.base import SiteData, Strategy
@@ -73,7 +74,7 @@ class SimulationRequest:
     precision: str | None = None
     strategy: str = "fedavg"
     settings: Mapping[str, object] = field(default_factory=dict)
-    rounds: int = 2
+    rounds: int | None = None
     seed: int = 0
     secure_aggregation: bool = False
     threshold: int | None = None
@@ -111,8 +112,10 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         task=first.task,
         classes=first.classes,
         strategy=request.strategy,
-        settings=dict(request.settings),
-        rounds=request.rounds,
+        settings=with_public_centre(
+            request.strategy, request.settings, request.privacy, backbone=spec, cache=cache
+        ),
+        rounds=request.rounds or strategy.usual_rounds,
         seed=request.seed,
         sites=sorted(prepared),
         min_sites=len(prepared),

@@ -55,10 +55,20 @@ class Strategy(ABC):
     """One federated method."""
 
     name: str
+    usual_rounds: int = 2
+    """Rounds of a run that asks for no other number; the paper's 2."""
 
     @abstractmethod
     def initial_arrays(self, n_classes: int, width: int, seed: int) -> Arrays:
         """What the first round starts from."""
+
+    def for_sites(self, arrays: Arrays) -> Arrays:
+        """What of the global arrays a site is sent; the rest is the coordinator's own.
+
+        By default all of them. A site has no more than this part: `site_update`, `head` and the
+        summand's names, shapes and limits do with it.
+        """
+        return arrays
 
     def update_like(self, arrays: Arrays) -> Arrays:
         """Names, shapes and types of what a site sends, given the global arrays; values are 0.

@@ -6,6 +6,7 @@ Algorithm 1, with the schedule of the DermINO paper, section 4.2.4: two local ep
 
 What leaves the building, per round: the head's weights and biases after local training, the number
 of training images, and the mean training loss. (`protocol` lists what surrounds every method.)
+In a private run: the head after DP-SGD, and nothing else (`private_sgd`).
 """
 
 from __future__ import annotations

@@ -12,13 +12,10 @@ training, the number of training images, and the mean training loss (without the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 
-import numpy as np
 from pydantic import Field
 
-from dermino_core.errors import DerminoError
-from dermino_core.heads import Float32, HeadRecipe, Labels, LinearHead, fit_head
+from dermino_core.heads import HeadRecipe, LinearHead, fit_head
 from dermino_strategies.base import Arrays, SiteData, SiteUpdate
 from dermino_strategies.fedavg import FedAvgSettings
 from dermino_strategies.local_training import MeanTraining, head_arrays
@@ -50,13 +47,13 @@ class FedProx(MeanTraining):
             epochs=self.settings.local_epochs,
             learning_rate=self.settings.learning_rate,
             batch_size=self.settings.batch_size,
+            proximal=self.settings.mu,
         )
-        head, loss = fit_proximal(
+        head, loss = fit_head(
             LinearHead.from_arrays(head_arrays(arrays)),
             data.features,
             data.labels,
             recipe,
-            self.settings.mu,
             seed=(seed, round_, zlib.crc32(data.site.encode())),
             device=data.device,
         )
@@ -66,60 +63,3 @@ class FedProx(MeanTraining):
         """The mean is the next head."""
         del arrays
         return mean
-
-
-def fit_proximal(
-    head: LinearHead,
-    features: Float32,
-    labels: Labels,
-    recipe: HeadRecipe,
-    mu: float,
-    *,
-    seed: Sequence[int],
-    device: str = "cpu",
-) -> tuple[LinearHead, float]:
-    """:func:`dermino_core.heads.fit_head` on `F(w) + mu/2 ||w - head||^2`.
-
-    The gradient gains `mu (w - head)` before Adam sees it; batches, order and learning rates are
-    the same. Without a term to add it is `fit_head` itself, on any device; with one it runs on
-    the processor, where a linear head takes milliseconds.
-
-    Returns
-    -------
-    The head, and the mean cross-entropy of the last epoch without the proximal term.
-
-    Raises
-    ------
-    DerminoError
-        As `fit_head`.
-    """
-    if mu == 0:
-        return fit_head(head, features, labels, recipe, seed=seed, device=device)
-    if not len(labels):
-        raise DerminoError("DATA_TOO_FEW", "There are no images to train on.")
-    x = np.hstack([features.astype(np.float32), np.ones((len(labels), 1), np.float32)])
-    targets = np.eye(len(head.bias), dtype=np.float32)[labels]
-    start = np.hstack([head.weight, head.bias[:, None]])
-    parameters = start.copy()
-    first, second = np.zeros_like(start), np.zeros_like(start)
-    steps = recipe.epochs * -(-len(labels) // recipe.batch_size)
-    rng = np.random.default_rng(list(seed))
-    step, total = 0, 0.0
-    for _ in range(recipe.epochs):
-        order, total = rng.permutation(len(labels)), 0.0
-        for low in range(0, len(order), recipe.batch_size):
-            rows = order[low : low + recipe.batch_size]
-            logits = x[rows] @ parameters.T
-            logits -= logits.max(axis=1, keepdims=True)
-            log_shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            total -= float((targets[rows] * log_shares).sum())
-            gradient = (np.exp(log_shares) - targets[rows]).T @ x[rows] / np.float32(len(rows))
-            gradient += np.float32(mu) * (parameters - start)
-            rate = recipe.learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
-            step += 1
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient * gradient
-            size = np.float32(rate / (1 - 0.9**step))
-            parameters -= size * first / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-    weight = np.ascontiguousarray(parameters[:, :-1])
-    return LinearHead(weight, np.ascontiguousarray(parameters[:, -1])), total / len(labels)

@@ -67,6 +67,7 @@ class Logistic(Additive):
     """The pooled, regularised logistic regression."""
 
     name = "logistic"
+    usual_rounds = 6
 
     def __init__(self, settings: LogisticSettings | None = None) -> None:
         self.settings = settings or LogisticSettings()
@@ -165,12 +166,12 @@ class Logistic(Additive):
             raise ValueError("its loss is below 0")
 
     def summand(self, update: SiteUpdate) -> Arrays:
-        """What was sent."""
-        return update.arrays
+        """What was sent, and the number of images."""
+        return update.arrays | {"examples": np.array([float(update.examples)])}
 
     def summand_like(self, arrays: Arrays) -> Arrays:
-        """As :meth:`update_like`."""
-        return self.update_like(arrays)
+        """As :meth:`update_like`, and the number of images."""
+        return self.update_like(arrays) | {"examples": np.zeros(1)}
 
     def summand_limits(self, arrays: Arrays) -> dict[str, float]:
         """2^20 images with features up to 2^6 in size, in the round's coordinates and weights."""
@@ -182,6 +183,7 @@ class Logistic(Additive):
             "loss": weight * LARGEST_LOSS,
             "gradient": weight * largest,
             "hessian": weight * largest**2,
+            "examples": LARGEST_SITE,
         }
 
     def from_sum(self, arrays: Arrays, total: Arrays) -> Arrays:

@@ -14,6 +14,8 @@ how many images of each class there are. For D features, C classes and F folds t
 1.8 MB for D = 384, F = 5, P = 1. The folds' products travel as float32, because they only decide
 between penalties; the totals, which decide the head, as float64.
 
+The private variant (:mod:`dermino_strategies.private_ridge`) sends noisy sums in few dimensions.
+
 Sums over few images hide little: those of a fold with a single image of a class are its features.
 The global arrays hold the sums of all hospitals, so that a hospital can take out its own and
 build its personal model; in a federation of two it learns the sums of the other. Secure
@@ -26,11 +28,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from dermino_core.heads import LinearHead
 from dermino_core.moments import Moments, fold_moments, fold_of_images
 from dermino_core.personal import Personal, personal_model
+from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
 from dermino_core.ridge import (
     PENALTIES,
     CrossValidation,
@@ -43,13 +46,34 @@ from dermino_core.ridge import (
     cross_validate,
     solve,
 )
-from dermino_strategies.base import Additive, Arrays, Settings, SiteData, SiteUpdate
+from dermino_strategies.base import (
+    Additive,
+    Arrays,
+    Private,
+    Settings,
+    SiteData,
+    SiteUpdate,
+)
+from dermino_strategies.private_ridge import (
+    believable,
+    plan_private_ridge,
+    private_moments,
+    private_penalty,
+    unheld_scores,
+    usual_dimensions,
+)
 
 LARGEST_FEATURE = 2.0**6
 """Largest absolute value of a feature under secure aggregation: ten times what layer norms give."""
 
 LARGEST_SITE = 2.0**20
 """Most training images of a site under secure aggregation."""
+
+LARGEST_NOISE = 2.0**48
+"""Largest square of a site's noise under secure aggregation: epsilon 0.001 needs 2^42."""
+
+USUAL_PENALTY = 0.3
+"""Of personal models after a private run, which chooses none: what three real sites chose."""
 
 Penalty = Annotated[float, Field(ge=1e-8, le=1e6)]
 
@@ -67,12 +91,17 @@ class RidgeSettings(Settings):
     class_weight: Weighting = "none"
     standardise: bool = False
     prior: Prior = "observed"
+    projection: int = Field(default=0, ge=0, le=4096)
+    """Of a private run: random directions that features are projected on; 0 goes by epsilon."""
+    centre: tuple[FiniteFloat, ...] = Field(default=(), max_length=65536)
+    """Of a private run: a public point among the features; the origin if empty."""
 
 
-class Ridge(Additive):
+class Ridge(Additive, Private):
     """One-round closed-form ridge regression."""
 
     name = "ridge"
+    usual_rounds = 1
 
     def __init__(self, settings: RidgeSettings | None = None) -> None:
         self.settings = settings or RidgeSettings()
@@ -88,18 +117,25 @@ class Ridge(Additive):
         `weight` [C, D] and `bias` [C]: the calibrated head, float32. `total.counts`,
         `total.sums`, `total.products`: moments of all sites' images. `penalties` [P], `errors`
         [P] and `penalty` [1]: the cross-validation. `held_out.means` [C, C] and
-        `held_out.spread` [1]: its scores on images held out.
+        `held_out.spread` [1]: its scores on images held out. `noise` [1]: the square of what all
+        sites added together, 0 unless the run is private. `seed` [1]: of the run.
         """
         head = LinearHead.initial(n_classes, width, how="zeros", seed=seed)
         total = Moments.zeros(n_classes, width, per_class=self.per_class)
         grid = np.array(sorted(self.settings.penalties))
         held_out = ScoreMoments(np.zeros(n_classes), np.zeros((n_classes, n_classes)), 0.0)
         search = CrossValidation(grid, np.zeros(len(grid)), 0.0, held_out)
-        return head.arrays() | total.arrays("total.") | _search_arrays(search)
+        rest = {"noise": np.zeros(1), "seed": np.array([seed])}
+        return head.arrays() | total.arrays("total.") | _search_arrays(search) | rest
+
+    def for_sites(self, arrays: Arrays) -> Arrays:
+        """The head. The sums of all sites tell who is in them, and a site has no need of them."""
+        return {name: arrays[name] for name in ("weight", "bias", "seed")}
 
     def update_like(self, arrays: Arrays) -> Arrays:
         """`total.*` as float64; `fold.*` of all folds but the last, the products as float32."""
         like = self.summand_like(arrays)
+        del like["examples"]
         return like | {"fold.products": like["fold.products"].astype(np.float32)}
 
     def site_update(self, data: SiteData, arrays: Arrays, round_: int, seed: int) -> SiteUpdate:
@@ -129,8 +165,28 @@ class Ridge(Additive):
             "fold.counts": np.stack([fold.counts for fold in folds[:-1]]),
             "fold.sums": np.stack([fold.sums for fold in folds[:-1]]),
             "fold.products": np.stack([fold.products for fold in folds[:-1]]).astype(np.float32),
+            "noise": np.zeros(1),
         }
         return SiteUpdate(sent, examples=len(data.labels))
+
+    def privacy_plan(self, data: SiteData, request: PrivacyRequest, rounds: int) -> PrivacyPlan:
+        """One Gaussian mechanism; one round."""
+        return plan_private_ridge(data, self.settings.centre, request, rounds)
+
+    def private_site_update(
+        self, data: SiteData, arrays: Arrays, round_: int, plan: PrivacyPlan
+    ) -> SiteUpdate:
+        """Noisy sums in few dimensions; no folds, and one example, whatever the site's size."""
+        moments, noise = private_moments(
+            data,
+            plan,
+            centre=self.settings.centre,
+            dimensions=self.settings.projection or usual_dimensions(plan.request.epsilon),
+            seed=int(arrays["seed"][0]),
+            per_class=self.per_class,
+        )
+        sent = self.update_like(arrays) | moments.arrays("total.") | {"noise": np.array([noise])}
+        return SiteUpdate(sent, examples=1)
 
     def check_update(self, arrays: Arrays, update: SiteUpdate) -> None:
         """Refuse sums that are not those of any images: counts, and squares below zero.
@@ -141,6 +197,10 @@ class Ridge(Additive):
             In words that name no path.
         """
         super().check_update(arrays, update)
+        if update.arrays["noise"][0] < 0:
+            raise ValueError("its noise is below 0")
+        if update.arrays["noise"][0] > 0:
+            return  # noisy counts and squares may be anything
         counts, of_folds = update.arrays["total.counts"], update.arrays["fold.counts"]
         if (counts < 0).any() or (counts != np.round(counts)).any():
             raise ValueError("counts of images are not whole numbers")
@@ -154,8 +214,9 @@ class Ridge(Additive):
                 raise ValueError(f"array '{name}' has negative squares")
 
     def summand(self, update: SiteUpdate) -> Arrays:
-        """What was sent, as float64."""
-        return {name: array.astype(np.float64) for name, array in update.arrays.items()}
+        """What was sent, as float64, and the number of images."""
+        sent = {name: array.astype(np.float64) for name, array in update.arrays.items()}
+        return sent | {"examples": np.array([float(update.examples)])}
 
     def summand_like(self, arrays: Arrays) -> Arrays:
         """Moments in all, and of each fold but the last."""
@@ -163,7 +224,8 @@ class Ridge(Additive):
         none = Moments.zeros(n_classes, width, per_class=self.per_class).arrays("")
         folds = self.settings.folds - 1
         of_folds = {f"fold.{name}": np.zeros((folds, *a.shape)) for name, a in none.items()}
-        return {f"total.{name}": a for name, a in none.items()} | of_folds
+        rest = {"noise": np.zeros(1), "examples": np.zeros(1)}
+        return {f"total.{name}": a for name, a in none.items()} | of_folds | rest
 
     def summand_limits(self, arrays: Arrays) -> dict[str, float]:
         """2^20 images, features up to 2^6 in size, products up to 2^12."""
@@ -172,18 +234,29 @@ class Ridge(Additive):
             "sums": LARGEST_SITE * LARGEST_FEATURE,
             "products": LARGEST_SITE * LARGEST_FEATURE**2,
         }
-        return {f"{part}.{name}": v for part in ("total", "fold") for name, v in limits.items()}
+        sums = {f"{part}.{name}": v for part in ("total", "fold") for name, v in limits.items()}
+        return sums | {"noise": LARGEST_NOISE, "examples": LARGEST_SITE}
 
     def from_sum(self, arrays: Arrays, total: Arrays) -> Arrays:
         """The head, the total and the cross-validation. The arrays before do not matter."""
-        moments = Moments.from_arrays(total, "total.")
+        moments = believable(Moments.from_arrays(total, "total."))
+        noise = float(total["noise"][0])
         search = self.search(moments, total)
-        scores = self.solve(moments, search.penalty)
+        scores = self.solve(moments, search.penalty, private=noise > 0)
         head = calibrate(scores, search.held_out, prior=self.settings.prior)
-        return head.arrays() | moments.arrays("total.") | _search_arrays(search)
+        rest = {"noise": np.array([noise]), "seed": arrays["seed"]}
+        return head.arrays() | moments.arrays("total.") | _search_arrays(search) | rest
 
     def search(self, moments: Moments, total: Arrays) -> CrossValidation:
-        """The cross-validation, from the sums in all and of each fold but the last."""
+        """The cross-validation, from the sums in all and of each fold but the last.
+
+        In a private run the penalty is the size of the noise, and nothing is held out.
+        """
+        noise = float(total["noise"][0])
+        if noise > 0:
+            grid = np.array(sorted(self.settings.penalties))
+            penalty = private_penalty(moments, noise)
+            return CrossValidation(grid, np.zeros(len(grid)), penalty, unheld_scores(moments))
         parts = [total[f"fold.{name}"] for name in ("counts", "sums", "products")]
         folds = [Moments(*fold) for fold in zip(*parts, strict=True)]
         last = moments
@@ -196,11 +269,15 @@ class Ridge(Additive):
             standardise=self.settings.standardise,
         )
 
-    def solve(self, moments: Moments, penalty: float) -> Scores:
-        """The uncalibrated ridge in float64, in the coordinates of the raw features."""
+    def solve(self, moments: Moments, penalty: float, *, private: bool = False) -> Scores:
+        """The uncalibrated ridge in float64, in the coordinates of the raw features.
+
+        In a private run features keep their scales: noise would be taken for spread.
+        """
         weighting = self.settings.class_weight
         weights = class_weights(moments.counts, weighting) if self.per_class else None
-        return solve(moments, penalty, weights=weights, standardise=self.settings.standardise)
+        standardise = self.settings.standardise and not private
+        return solve(moments, penalty, weights=weights, standardise=standardise)
 
     def head(self, arrays: Arrays) -> LinearHead:
         """The calibrated head."""
@@ -215,11 +292,13 @@ class Ridge(Additive):
             Its labelled training images.
         took_part
             Whether these images are in the global arrays; a hospital that only uses the result
-            has nothing to take out.
+            has nothing to take out. Of a private run nothing can be: only noisy sums are in it.
+            What its own patients did to them is bounded, and judged as others' knowledge.
         """
         total = Moments.from_arrays(arrays, "total.")
+        private = bool(arrays["noise"][0] > 0)
         own = Moments.zeros(data.n_classes, total.width, per_class=self.per_class)
-        if took_part:
+        if took_part and not private:
             own = Moments.of(data.features, data.labels, data.n_classes, per_class=self.per_class)
         penalty = float(arrays["penalty"][0])
         held_out = ScoreMoments(
@@ -231,10 +310,11 @@ class Ridge(Additive):
             data.groups,
             total,
             own=own,
-            penalty=penalty,
-            federated=self.solve(total, penalty),
+            penalty=USUAL_PENALTY if private else penalty,
+            noise=float(np.sqrt(arrays["noise"][0])),
+            federated=self.solve(total, penalty, private=private),
             held_out=held_out,
-            standardise=self.settings.standardise,
+            standardise=self.settings.standardise and not private,
             prior=self.settings.prior,
         )
 

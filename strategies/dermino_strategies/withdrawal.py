@@ -2,14 +2,14 @@
 
 A ridge is decided by a sum over the hospitals. A coordinator that keeps what each of them sent
 adds up the others' sums again; the result is to the last bit that of a run in which the hospital
-was never asked. Where only the total was kept, the hospital's sums are taken out of it: it sends
-them again, or asks to do it itself. That is exact to rounding, some 1e-15 of the sums. Under
-secure aggregation nobody has a hospital's own sums but itself, so only the second way is left; and
-a total that once left the coordinator cannot be called back.
+was never asked. Where only the total was kept, the hospital sends its sums once more, to be taken
+out of it: exact to rounding, some 1e-15 of the sums. After secure aggregation, where nobody keeps a
+hospital's sums but itself, only this second way is left, and it shows them to the coordinator. A
+total that once went to the sites cannot be called back.
 
 Not for `logistic`: its sums belong to the points it looked at, which the hospital had a part in
 choosing. Without it the run has to be made again, at six rounds. Going on with the others from
-where it stopped takes two or three, and finds their optimum, but in coordinates (mean and spread
+where it stopped takes three or four, and finds their optimum, but in coordinates (mean and spread
 of the features, weights of the classes) that the hospital still has a share in. Not for the
 methods that average trained heads either: what a hospital did to them cannot be told apart.
 """

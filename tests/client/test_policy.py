@@ -72,6 +72,13 @@ RULES: list[tuple[str, Any, dict[str, Any], dict[str, Any], str]] = [
         {"privacy": asked(1, 1e-2)},
         "delta: .*0.01.*1e-05",
     ),
+    (
+        "privacy_unit",
+        "patient",
+        {"privacy": asked(1)},
+        {"privacy": asked(1).model_copy(update={"unit": "image"})},
+        "privacy_unit: it protects single images",
+    ),
     ("epsilon_per_run", 2.0, {"privacy": asked(2.0)}, {"privacy": asked(2.1)}, "2.1.*2"),
     ("epsilon_per_run", 2.0, {"privacy": asked(2.0)}, {}, "no differential privacy"),
     (

@@ -360,7 +360,8 @@ from dermino_strategies.protocol import Task, TrainRequest
 hospital = hospital_of(read_site(Path(sys.argv[1])))
 site = hospital.prepared
 task = Task(
-    run_id="0" * 32, name=site.task, classes=site.classes, backbone_fingerprint=site.backbone_fingerprint,
+    run_id="0" * 32, name=site.task, classes=site.classes,
+    backbone_fingerprint=site.backbone_fingerprint,
     width=site.width, strategy="fedavg", rounds=2, seed=0, replicates=2, settings={},
 )
 arrays = FedAvg().initial_arrays(2, site.width, 0)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import tracemalloc
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import uvicorn
+from app_bundles import HOSTILE, OWN, build, evil  # in tests/server
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.cli.build import build_fab_from_disk
 from flwr.common.constant import ErrorCode
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
@@ -33,66 +28,18 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _pull_and_store_message
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dermino_client.app import SITE_FILE_KEY
 from dermino_client.runner import serve_one
 from dermino_client.runner_answer import answer
-from dermino_client.runner_bundle import bundle_hash, is_own, judge
+from dermino_client.runner_bundle import bundle_hash
 from dermino_client.runner_flower import CLIENT_APP, Job, Runtime
-from dermino_client.runner_keeper import RunnerKeeper, new_secret, runner_command
+from dermino_client.runner_keeper import runner_command
 from dermino_client.site import Site
-from dermino_core.errors import DerminoError
 from dermino_strategies.protocol import NameRequest, SiteName, pack, refusal_in, unpack
 
 MakeSite = Callable[..., Site]
-OWN = files("dermino_strategies").joinpath("flower_app/pyproject.toml").read_text()
 PATIENT = "/data/patients/Jane-Doe-1957.png"
-
-
-def build(folder: Path, description: str, **modules: str) -> bytes:
-    """A bundle as Flower's own command builds it."""
-    folder.mkdir(parents=True)
-    (folder / "pyproject.toml").write_text(description)
-    for name, code in modules.items():
-        (folder / f"{name}.py").write_text(code)
-    return build_fab_from_disk(folder)
-
-
-def rezipped(bundle: bytes, method: int = zipfile.ZIP_STORED, **changed: bytes | None) -> bytes:
-    """The same files in another archive; `changed` replaces, adds or (None) leaves out."""
-    with zipfile.ZipFile(io.BytesIO(bundle)) as old:
-        contents: dict[str, bytes | None] = {name: old.read(name) for name in old.namelist()}
-    contents |= changed
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as new:
-        for name, content in contents.items():
-            if content is not None:
-                new.writestr(name, content)
-    return buffer.getvalue()
-
-
-HOSTILE = OWN.replace("dermino_client.app:app", "evil:app").replace(
-    "dermino_server.app:app", "evil:server"
-)
-EVIL = """
-from pathlib import Path
-Path({marker!r}).write_text("imported")
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
-app = ClientApp()
-
-@app.query()
-def query(message, context):
-    {statement}
-    content = RecordDict({{"stolen": ConfigRecord({{"x": "everything"}})}})
-    return Message(content, reply_to=message)
-"""
-
-
-def evil(marker: Path, statement: str = "pass") -> str:
-    return EVIL.format(marker=str(marker), statement=statement)
 
 
 @pytest.fixture(scope="module")
@@ -118,137 +65,6 @@ def _identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     sys.modules.pop("evil", None)
-
-
-# -- which bundle is dermino's own -----------------------------------------------------------------
-
-
-def test_what_flower_builds_of_the_app_is_dermino_s_own(own: bytes, tmp_path: Path) -> None:
-    assert is_own(own)
-    assert judge(own, ["dermino"]) == "own"
-    assert bundle_hash(own) == hashlib.sha256(own).hexdigest()
-    again = tmp_path / "again" / "dermino"
-    again.mkdir(parents=True)
-    (again / "pyproject.toml").write_text(OWN)
-    os.utime(again / "pyproject.toml", (0, 0))
-    assert build_fab_from_disk(again) == own
-
-
-def test_the_description_is_that_of_this_package() -> None:
-    """The same version as the package, no code and no dependencies of its own."""
-    import tomllib
-
-    from dermino_core import __version__
-
-    described = tomllib.loads(OWN)
-    assert described["project"]["version"] == __version__
-    assert described["project"]["dependencies"] == []
-    components = described["tool"]["flwr"]["app"]["components"]
-    assert components["clientapp"] == "dermino_client.app:app"
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_another_way_of_packing_is_still_the_same_bundle(own: bytes, method: int) -> None:
-    """Another zlib, another order, other dates: same description, another hash."""
-    packed = rezipped(own, method)
-    assert bundle_hash(packed) != bundle_hash(own)
-    assert is_own(packed)
-
-
-def test_another_version_is_left_to_the_protocol(tmp_path: Path) -> None:
-    newer = OWN.replace('version = "', 'version = "9.')
-    assert newer != OWN
-    assert is_own(build(tmp_path / "app", newer))
-
-
-DIFFERENT = {
-    "another client app": OWN.replace("dermino_client.app:app", "evil:app"),
-    "another server app": OWN.replace("dermino_server.app:app", "evil:app"),
-    "a dependency": OWN.replace("dependencies = []", 'dependencies = ["evil"]'),
-    "a configuration key": OWN + "\nshell = true\n",
-    "a section": OWN + '\n[tool.uv.sources]\nevil = { url = "https://evil.example" }\n',
-    "another publisher": OWN.replace('publisher = "dermino"', 'publisher = "evil"'),
-    "another name": OWN.replace('name = "dermino"', 'name = "evil"'),
-}
-
-
-@pytest.mark.parametrize("what", DIFFERENT)
-def test_a_changed_description_is_not(tmp_path: Path, what: str) -> None:
-    assert DIFFERENT[what] != OWN
-    assert not is_own(build(tmp_path / "app", DIFFERENT[what]))
-
-
-def test_code_beside_the_description_is_not(own: bytes, tmp_path: Path) -> None:
-    assert not is_own(build(tmp_path / "app", OWN, dermino_client="print('hello')"))
-    assert not is_own(rezipped(own, **{"sitecustomize.py": b"import evil"}))
-    assert not is_own(rezipped(own, **{"../../outside.py": b"import evil"}))
-    assert not is_own(rezipped(own, **{".info/CONTENT": None}))
-    assert not is_own(rezipped(own, **{"pyproject.toml": None}))
-    with io.BytesIO(own) as twice, zipfile.ZipFile(twice, "a") as archive:
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("pyproject.toml", HOSTILE)
-        archive.close()
-        assert not is_own(twice.getvalue())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b"\xff\xfe",
-        b"x = " + b"[" * 12_000,
-        b"project = 3\n",
-        b"[project]\nname = 'dermino'\n",
-        b"[" + b"a." * 7_000 + b"a]\n",
-    ],
-)
-def test_nonsense_is_not(own: bytes, text: bytes) -> None:
-    assert not is_own(rezipped(own, zipfile.ZIP_DEFLATED, **{"pyproject.toml": text}))
-
-
-def test_a_bomb_is_not_unpacked(own: bytes) -> None:
-    bomb = rezipped(own, zipfile.ZIP_DEFLATED, **{"pyproject.toml": b"#" * 12_000_000})
-    assert len(bomb) < 16 * 1024
-    tracemalloc.start()
-    try:
-        assert not is_own(bomb)
-        assert tracemalloc.get_traced_memory()[1] < 2_000_000
-    finally:
-        tracemalloc.stop()
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_no_damage_is_an_error(own: bytes, data: st.DataObject) -> None:
-    """Whatever bytes come: yes or no, and yes only to what says the same as dermino's own."""
-    damaged = bytearray(own)
-    for _ in range(data.draw(st.integers(1, 6))):
-        place = data.draw(st.integers(0, len(damaged) - 1))
-        damaged[place] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, 40))
-    bundle = bytes(damaged[: len(damaged) - cut])
-    if is_own(bundle):
-        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-            assert archive.read("pyproject.toml") == zipfile.ZipFile(io.BytesIO(own)).read(
-                "pyproject.toml"
-            )
-
-
-def test_who_may_run(own: bytes, hostile: bytes) -> None:
-    assert judge(hostile, ["dermino", bundle_hash(hostile)]) == "listed"
-    assert judge(own, [bundle_hash(own)]) == "own"
-    refused: list[tuple[bytes, list[str], str]] = [
-        (hostile, ["dermino"], "not dermino's own"),
-        (hostile, ["dermino", bundle_hash(own)], "not dermino's own"),
-        (hostile + b"\0", [bundle_hash(hostile)], "not dermino's own"),
-        (own, [bundle_hash(hostile)], "'dermino' is not in"),
-        (b"", ["dermino"], "not dermino's own"),
-    ]
-    for bundle, apps, words in refused:
-        with pytest.raises(DerminoError, match=words) as caught:
-            judge(bundle, apps)
-        assert caught.value.code == "APP_REFUSED"
-        assert bundle_hash(bundle) in str(caught.value)
 
 
 # -- what is answered ------------------------------------------------------------------------------
@@ -596,69 +412,11 @@ def test_without_the_parts_of_flwr_it_needs_it_fails_closed(
     assert "pull_task_input" in errors
 
 
-# -- the keeper ------------------------------------------------------------------------------------
-
-
-def kept(tmp_path: Path, script: str) -> tuple[RunnerKeeper, Path, list[int]]:
-    """A keeper of a shell script that writes a line to a log whenever it starts."""
-    log, given_up = tmp_path / "log", []
-    command = ["/bin/sh", "-c", f"echo $$ >> {log}; {script}"]
-    return RunnerKeeper(command, os.environ, lambda: given_up.append(1)), log, given_up
-
-
-def lines(log: Path) -> list[str]:
-    return log.read_text().splitlines() if log.exists() else []
-
-
 def wait_for(condition: Callable[[], bool]) -> bool:
     end = time.monotonic() + 20
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     return condition()
-
-
-def test_after_an_answer_the_next_one_is_started_at_once(tmp_path: Path) -> None:
-    keeper, log, given_up = kept(tmp_path, "exit 0")
-    keeper.start()
-    assert wait_for(lambda: len(lines(log)) >= 3)
-    keeper.stop()
-    count = len(lines(log))
-    time.sleep(0.1)
-    assert len(lines(log)) == count
-    assert (given_up, keeper.failed) == ([], False)
-
-
-def test_a_runner_that_cannot_run_ends_it_all(tmp_path: Path) -> None:
-    keeper, log, given_up = kept(tmp_path, "exit 3")
-    keeper.start()
-    assert wait_for(lambda: bool(given_up))
-    assert keeper.failed
-    assert len(lines(log)) == 1
-    keeper.stop()
-
-
-def test_a_crash_is_said_and_does_not_spin(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keeper, log, given_up = kept(tmp_path, "kill -9 $$")
-    keeper.start()
-    assert wait_for(lambda: len(lines(log)) == 1)
-    time.sleep(0.3)
-    assert len(lines(log)) == 1
-    keeper.stop()
-    assert "ended with -9; next one in 1 s" in capsys.readouterr().err
-    assert not given_up
-
-
-def test_stopping_ends_the_runner(tmp_path: Path) -> None:
-    keeper, log, _ = kept(tmp_path, "exec sleep 60")
-    keeper.start()
-    assert wait_for(lambda: len(lines(log)) == 1)
-    began = time.monotonic()
-    keeper.stop()
-    assert time.monotonic() - began < 4
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(lines(log)[0]), 0)
 
 
 def test_the_runner_ends_with_its_parent(
@@ -692,12 +450,3 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
-
-
-def test_a_secret_is_new_and_private(tmp_path: Path) -> None:
-    one, other = new_secret(tmp_path / "one"), new_secret(tmp_path / "other")
-    assert one.read_bytes() != other.read_bytes()
-    assert len(one.read_bytes()) == 32
-    assert one.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(FileExistsError):
-        new_secret(one)

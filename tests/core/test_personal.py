@@ -288,3 +288,32 @@ def test_few_images_are_pooled_with_the_federations_around_their_own_mean() -> N
     expected = (10 * 0.6 + 10 * (0.8 + shift)) / 20, (30 * 0.2 + 10 * (0.4 + shift)) / 40
     np.testing.assert_allclose(pooled.means[:, 0], expected)
     assert pooled.spread == pytest.approx((40 * 0.2 + 20 * 0.1) / (38 + 20))
+
+
+def test_noise_in_the_others_moments_is_met_by_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The more the others count, the more: `noise` per image of theirs, in the features' unit."""
+    (x, y), others = drawn(60, 1), drawn(300, 2)
+    theirs = moments(*others)
+    seen: dict[float, float] = {}
+    fit = _Site.fit
+
+    def spy(self: _Site, penalty: float, far: Moments, counts_as: float) -> object:
+        seen[counts_as] = penalty
+        return fit(self, penalty, far, counts_as)
+
+    monkeypatch.setattr(_Site, "fit", spy)
+    found = personal_model(
+        x,
+        y,
+        (),
+        theirs,
+        own=Moments.zeros(2, WIDTH, per_class=False),
+        penalty=PENALTY,
+        noise=700.0,
+        federated=solve(theirs, PENALTY),
+        held_out=ScoreMoments(theirs.counts, np.eye(2), 0.2),
+    )
+    variance = x.astype(float).var(axis=0).mean()
+    assert seen == pytest.approx(
+        {m: PENALTY * 300 + m * 700 / 300 / variance for m in found.counts_as}
+    )

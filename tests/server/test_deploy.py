@@ -309,5 +309,5 @@ def test_readme_names_only_what_exists() -> None:
     for path in re.findall(r"(?:/opt/dermino/share/)?deploy/([\w./@*-]*[\w*])", readme):
         assert list(DEPLOY.glob(path)), path
     assert (REPOSITORY / "tests/server/test_proxy_topology.py").is_file()
-    for said in ("no authentication", "does not check the bundle", "ca.key", "443"):
+    for said in ("no authentication", "judges the bundle by its bytes", "ca.key", "443"):
         assert said in readme

@@ -43,7 +43,9 @@ def federate(
     done = consortium.run(
         *(str(BIN / "dermino"), "federate", "--superlink", CONNECTION, "--backbone", "demo"),
         *(part for name in sites for part in ("--site", name)),
-        *("--precision", "fp32", "--no-report", "--wait", "20", "--out", str(folder), *extra),
+        *("--rounds", "1", "--precision", "fp32", "--no-report"),
+        *("--out", str(folder), *extra),
+        timeout=580,
     )
     logs = "".join(consortium.log(name)[-1500:] for name in ("superlink", *sites))
     assert done.returncode == 0, done.stdout + done.stderr + logs
@@ -65,39 +67,25 @@ def test_a_secure_run_gives_the_plain_result(consortium: Consortium) -> None:
     assert after.mean["global"].auroc.value == pytest.approx(before.mean["global"].auroc.value)
 
 
-def test_a_secure_and_private_run_is_in_ledger_and_audit(consortium: Consortium) -> None:
-    _, results = federate(consortium, "private", "--secure-aggregation", "--epsilon", "8")
-    assert set(results.privacy) == set(THREE)
-    for name in THREE:
-        folder = consortium.site_folder(name)
-        spent = Ledger(folder / "ledger").spent(delta=1e-5)
-        assert 0 < spent <= 8
-        log = AuditLog(folder / "audit")
-        log.verify()
-        costs = [r.epsilon for _, r in log.records() if r.epsilon is not None]
-        assert len(costs) == results.rounds_done
-        kinds = {record.kind for _, record in log.records()}
-        assert {"SecureRequest", "SecureReply"} <= kinds
-    shown = consortium.run(
-        *(str(BIN / "dermino-client"), "budget", "--site", THREE[0]),
-        *("--sites-dir", str(consortium.sites)),
-    )
-    assert "the last 365 days cost epsilon" in shown.stdout
-
-
-def test_a_fourth_joins_and_one_is_revoked(consortium: Consortium) -> None:
+def test_a_fourth_joins_a_secure_and_private_run_and_one_is_revoked(
+    consortium: Consortium,
+) -> None:
     pids = {name: consortium.processes[name].pid for name in THREE}
     consortium.enter("newcomer")
     assert until(lambda: consortium.connected("newcomer"), seconds=180), consortium.log("newcomer")
     four = (*THREE, "newcomer")
-    _, results = federate(consortium, "four", "--secure-aggregation", sites=four)
+    protection = ("--secure-aggregation", "--epsilon", "8")
+    _, results = federate(consortium, "four", *protection, sites=four)
     assert results.totals is not None
     assert results.totals.sites == sorted(four)
+    assert set(results.privacy) == set(four)
     assert {name: consortium.processes[name].pid for name in THREE} == pids
     assert all(consortium.processes[name].poll() is None for name in four)
+    for name in four:
+        _in_ledger_and_audit(consortium.site_folder(name))
 
     consortium.dermino("revoke", "ph2")
-    quorum = ("--secure-aggregation", "--min-sites", "3")
+    quorum = ("--secure-aggregation", "--min-sites", "3", "--wait", "5")
     _, without = federate(consortium, "revoked", *quorum, sites=four)
     assert without.totals is not None
     assert "ph2" not in without.totals.sites
@@ -106,9 +94,19 @@ def test_a_fourth_joins_and_one_is_revoked(consortium: Consortium) -> None:
     assert again.wait(timeout=120) == 6, consortium.log("ph2")
 
 
+def _in_ledger_and_audit(folder: Path) -> None:
+    assert 0 < Ledger(folder / "ledger").spent(delta=1e-5) <= 8
+    log = AuditLog(folder / "audit")
+    log.verify()
+    costs = [record.epsilon for _, record in log.records() if record.epsilon is not None]
+    assert len(costs) == 1
+    kinds = {record.kind for _, record in log.records()}
+    assert {"SecureRequest", "SecureReply"} <= kinds
+
+
 def test_a_policy_refuses_in_words_and_the_others_go_on(consortium: Consortium) -> None:
     file = consortium.sites / "newcomer.toml"
-    file.write_text(file.read_text() + "\n[policy]\nmax_rounds = 1\n")
+    file.write_text(file.read_text() + '\n[policy]\nstrategies = ["ridge"]\n')
     check = (str(BIN / "dermino-client"), "check", "--site", "newcomer")
     assert consortium.run(*check, "--sites-dir", str(consortium.sites)).returncode == 0
     three = ("mednode", "fitzpatrick17k", "newcomer")
@@ -116,7 +114,7 @@ def test_a_policy_refuses_in_words_and_the_others_go_on(consortium: Consortium) 
     assert results.missing_sites == ["newcomer"]
     codes = {r.code for record in results.rounds for r in record.rejected}
     assert codes == {"POLICY_REFUSED"}
-    assert "max_rounds: it has 2 rounds, allowed are 1" in consortium.log("newcomer")
+    assert "strategies: it asks for 'fedavg', allowed is 'ridge'" in consortium.log("newcomer")
     records = [
         json.loads(line)
         for line in consortium.run(

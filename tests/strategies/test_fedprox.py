@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -10,7 +12,7 @@ from dermino_core.errors import DerminoError
 from dermino_core.heads import HeadRecipe, LinearHead, fit_head
 from dermino_strategies.base import Additive, SiteData
 from dermino_strategies.fedavg import FedAvg, FedAvgSettings
-from dermino_strategies.fedprox import FedProx, FedProxSettings, fit_proximal
+from dermino_strategies.fedprox import FedProx, FedProxSettings
 
 RECIPE = HeadRecipe(epochs=3, learning_rate=0.05, batch_size=7)
 
@@ -22,6 +24,13 @@ def site(name: str, n: int, seed: int) -> SiteData:
 
 
 SITES = [site("a", 30, 1), site("b", 90, 2), site("c", 7, 3)]
+
+
+def fit_proximal(
+    start: LinearHead, data: SiteData, mu: float, *, seed: tuple[int, ...]
+) -> tuple[LinearHead, float]:
+    recipe = replace(RECIPE, proximal=mu)
+    return fit_head(start, data.features, data.labels, recipe, seed=seed)
 
 
 def distance(one: LinearHead, other: LinearHead) -> float:
@@ -53,7 +62,7 @@ def test_training_is_adam_on_the_papers_objective(mu: float) -> None:
     from torch.nn import functional as F
 
     data, start = SITES[1], LinearHead.initial(2, 6, seed=3)
-    head, loss = fit_proximal(start, data.features, data.labels, RECIPE, mu, seed=(1, 2))
+    head, loss = fit_proximal(start, data, mu, seed=(1, 2))
 
     x, y = torch.from_numpy(data.features), torch.from_numpy(data.labels)
     fixed = [torch.from_numpy(start.weight.copy()), torch.from_numpy(start.bias.copy())]
@@ -84,7 +93,7 @@ def test_training_is_adam_on_the_papers_objective(mu: float) -> None:
 def test_a_vanishing_term_is_plain_training() -> None:
     data, start = SITES[1], LinearHead.initial(2, 6, seed=3)
     plain, plain_loss = fit_head(start, data.features, data.labels, RECIPE, seed=(4,))
-    head, loss = fit_proximal(start, data.features, data.labels, RECIPE, 1e-20, seed=(4,))
+    head, loss = fit_proximal(start, data, 1e-20, seed=(4,))
     np.testing.assert_allclose(head.weight, plain.weight, rtol=1e-4, atol=1e-6)
     assert loss == pytest.approx(plain_loss, rel=1e-4)
 
@@ -92,8 +101,7 @@ def test_a_vanishing_term_is_plain_training() -> None:
 def test_a_stronger_pull_stays_nearer() -> None:
     data, start = SITES[1], LinearHead.initial(2, 6, seed=3)
     moved = [
-        distance(fit_proximal(start, data.features, data.labels, RECIPE, mu, seed=(4,))[0], start)
-        for mu in (0.0, 0.1, 1.0, 10.0)
+        distance(fit_proximal(start, data, mu, seed=(4,))[0], start) for mu in (0.0, 0.1, 1.0, 10.0)
     ]
     assert moved == sorted(moved, reverse=True)
     assert moved[-1] < 0.2 * moved[0]
@@ -102,7 +110,7 @@ def test_a_stronger_pull_stays_nearer() -> None:
 def test_the_given_head_stays_as_it_was() -> None:
     data, start = SITES[1], LinearHead.initial(2, 6, seed=3)
     before = start.weight.copy()
-    fit_proximal(start, data.features, data.labels, RECIPE, 1.0, seed=(4,))
+    fit_proximal(start, data, 1.0, seed=(4,))
     np.testing.assert_array_equal(start.weight, before)
 
 
@@ -124,7 +132,8 @@ def test_wrong_settings_and_no_images_are_refused() -> None:
     with pytest.raises(ValidationError):
         FedProxSettings(mu=-1)
     start = LinearHead.initial(2, 6, seed=3)
-    none = np.zeros((0, 6), np.float32), np.zeros(0, np.int64)
-    for mu in (0.0, 1.0):
-        with pytest.raises(DerminoError, match="no images"):
-            fit_proximal(start, *none, RECIPE, mu, seed=(1,))
+    none = SiteData("none", np.zeros((0, 6), np.float32), np.zeros(0, np.int64), 2)
+    with pytest.raises(DerminoError, match="no images"):
+        fit_proximal(start, none, 1.0, seed=(1,))
+    with pytest.raises(ValueError, match="proximal"):
+        HeadRecipe(proximal=-1.0)

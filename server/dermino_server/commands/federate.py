@@ -18,6 +18,7 @@ from dermino_server.commands.options import (
     EpsilonOption,
     ImagesOption,
     Precision,
+    RoundsOption,
     SecureOption,
     ThresholdOption,
     Unit,
@@ -53,7 +54,7 @@ def federate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Global rounds.")] = 2,
+    rounds: RoundsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     secure_aggregation: SecureOption = False,
     threshold: ThresholdOption = None,
@@ -93,9 +94,17 @@ def federate(
         --site mednode --site ph2 --site fitzpatrick17k --secure-aggregation --epsilon 3
     """
     from dermino_core.labels import TASKS
+    from dermino_core.paths import default_cache
     from dermino_server.deployment import follow, stop, submit
     from dermino_server.flower_cli import require_connection
-    from dermino_server.plan import check_protection, make_plan, new_run_folder, read_plan, versions
+    from dermino_server.plan import (
+        check_protection,
+        make_plan,
+        new_run_folder,
+        read_plan,
+        versions,
+        with_public_centre,
+    )
     from dermino_strategies.registry import get_strategy
 
     if resume is not None:
@@ -132,8 +141,10 @@ def federate(
             task=task,
             classes=list(classes or TASKS[task]),
             strategy=strategy,
-            settings=chosen,
-            rounds=rounds,
+            settings=with_public_centre(
+                strategy, chosen, privacy, backbone=backbone, cache=default_cache()
+            ),
+            rounds=rounds or chosen_strategy.usual_rounds,
             seed=seed,
             sites=sites,
             min_sites=min_sites or len(sites),

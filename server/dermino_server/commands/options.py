@@ -13,6 +13,10 @@ from pydantic import ValidationError
 from dermino_core.errors import DerminoError
 from dermino_core.privacy.plan import PrivacyRequest
 
+RoundsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Global rounds.", show_default="the method's: 2 of fedavg"),
+]
 SecureOption = Annotated[
     bool,
     typer.Option(

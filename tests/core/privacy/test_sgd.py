@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from dermino_core.datasets.synthetic import write_site
 from dermino_core.errors import DerminoError
+from dermino_core.features import extract_features
 from dermino_core.heads import LinearHead
 from dermino_core.privacy import sgd
 from dermino_core.privacy.noise import SecureGenerator
 from dermino_core.privacy.plan import Mechanism
-from dermino_core.privacy.sgd import fit_private_head
+from dermino_core.privacy.sgd import drawn_centre, fit_private_head
 
 
 class FixedStream(SecureGenerator):
@@ -345,3 +348,19 @@ def test_opacus_secure_mode_draws_where_its_library_is(monkeypatch: pytest.Monke
     assert len(made) == 2
     np.testing.assert_array_equal(fitted[0], fitted[1])
     assert made[0].get_state().ne(torch.Generator().manual_seed(11).get_state()).any()
+
+
+@pytest.mark.slow
+def test_the_drawn_centre_is_near_other_drawn_images_and_stays_the_same(tmp_path: Path) -> None:
+    """Nearer than the origin: what the images of another seed have in common is taken away."""
+    centre = np.array(drawn_centre("demo", cache=tmp_path / "cache", precision="fp32"))
+    again = np.array(drawn_centre("demo", cache=tmp_path / "cache", precision="fp32"))
+    np.testing.assert_array_equal(centre, again)
+    write_site(tmp_path / "site", site="synthetic-ph2", images=12)
+    pictures = sorted((tmp_path / "site").rglob("*.jpg"))
+    table = extract_features(
+        pictures, "demo", cache=tmp_path / "cache", precision="fp32", title="others"
+    )
+    features = np.asarray(table.vectors, dtype=np.float64)
+    assert centre.shape == features.shape[1:]
+    assert ((features - centre) ** 2).mean() < 0.97 * (features**2).mean()
