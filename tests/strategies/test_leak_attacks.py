@@ -5,24 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp, multivariate_normal, norm
+from scipy.stats import multivariate_normal, norm
 from sklearn.metrics import roc_auc_score
 
 from dermino_core.heads import LinearHead
-from dermino_core.moments import fold_of_images
-from dermino_core.privacy import sgd
-from dermino_core.privacy.plan import Mechanism
 from dermino_strategies.base import SiteData
 from dermino_strategies.fedavg import FedAvg, FedAvgSettings
-from dermino_strategies.ridge import Ridge
-from tests.benchmarks.leaks import attribute, private_shadow, products
+from tests.benchmarks.leaks import attribute
 from tests.benchmarks.leaks.__main__ import main
 from tests.benchmarks.leaks.exposure import HEAD, SUMS, UPLOADS, attack, moves, observe, scores_of
-from tests.benchmarks.leaks.masked import attack_masked, fixed_point, mask
 from tests.benchmarks.leaks.membership import (
     confidence,
     decode,
@@ -37,16 +31,12 @@ from tests.benchmarks.leaks.victims import (
     Federation,
     Hospital,
     Trace,
-    add,
     drawn_hospitals,
-    private,
 )
 
-NAME = "fit_private_head"
 NORMAL: Any = multivariate_normal  # scipy's own signature takes a covariance for an integer
 ONE = drawn_hospitals({"a": 60}, width=128)
 THREE = drawn_hospitals({"a": 60, "b": 40, "c": 20}, width=16)
-WIDE = drawn_hospitals({"b": 40, "c": 30}, width=128)
 
 
 def chance(measured: Measured, value: float = 0.5) -> bool:
@@ -270,139 +260,6 @@ def test_a_patient_is_in_with_all_images_or_out_with_all_half_of_the_time() -> N
     together = np.corrcoef(drawn[:, 0, 0], drawn[:, 1, 0])[0, 1]
     assert abs(together) < 0.2
     assert set(hospital.data(drawn[0].ravel()).groups) == set(groups[drawn[0].ravel()])
-
-
-# --- private training ------------------------------------------------------------------------
-
-
-def test_fast_private_training_is_the_real_one_where_no_chance_is_left() -> None:
-    rng = np.random.default_rng(10)
-    x, y = rng.normal(size=(30, 6)).astype(np.float32), rng.integers(0, 3, 30)
-    head, no_noise = LinearHead.initial(3, 6, seed=1), Mechanism(0.0, 1.0, 12)
-    many = {"learning_rate": 0.05, "images_per_unit": 4, "centre": np.full(6, 0.2)}
-    for units, clip in ((np.arange(30), 0.8), (np.arange(30) % 10, 0.5), (np.arange(30), 1e3)):
-        real = sgd.fit_private_head(head, x, y, units, no_noise, clip=clip, **many)
-        fast = private_shadow.fit_private_head(head, x, y, units, no_noise, clip=clip, **many)
-        np.testing.assert_allclose(fast.weight, real.weight, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(fast.bias, real.bias, rtol=1e-3, atol=1e-4)
-
-
-def test_fast_private_training_has_the_distribution_of_the_real_one() -> None:
-    rng = np.random.default_rng(11)
-    x, y = rng.normal(size=(8, 2)).astype(np.float32), rng.integers(0, 2, 8)
-    head, mechanism = LinearHead.initial(2, 2, seed=1), Mechanism(0.7, 0.5, 3)
-    settings = {"learning_rate": 0.5, "images_per_unit": 1, "clip": 0.2}
-    drawn = [
-        np.array([fit(head, x, y, np.arange(8), mechanism, **settings).weight for _ in range(100)])
-        for fit in (sgd.fit_private_head, private_shadow.fit_private_head)
-    ]
-    for place in np.ndindex(2, 2):
-        found: Any = ks_2samp(drawn[0][:, *place], drawn[1][:, *place])
-        assert found.pvalue > 1e-3
-    assert drawn[0].std() > 0.1
-
-
-def test_private_runs_are_attacked_as_they_are_and_shadowed_fast() -> None:
-    federation = private(Federation("x", FedAvg(), 1), ONE[0], epsilon=3)
-    assert federation.privacy == "ε = 3"
-    other = private(Federation("x", FedAvg(), 1), THREE[2], epsilon=3)
-    assert federation.plan is not None
-    assert other.plan is not None
-    assert federation.plan.per_round == other.plan.per_round
-    used: list[str] = []
-
-    def spy(name: str, fit: Any) -> Any:
-        return lambda *a, **k: (used.append(name), fit(*a, **k))[1]
-
-    with (
-        patch.object(sgd, "fit_private_head", spy("real", sgd.fit_private_head)),
-        patch.object(
-            private_shadow, "fit_private_head", spy("fast", private_shadow.fit_private_head)
-        ),
-    ):
-        observe(federation, ONE, 3, 2)
-    assert used == ["fast"] * 3 + ["real"] * 2
-
-
-def test_a_private_upload_stays_within_what_was_promised() -> None:
-    """The same images that a plain upload gives away; the bound holds of any attack."""
-    plain = Federation("x", FedAvg(FedAvgSettings(learning_rate=5e-3)), 1)
-    open_, hidden = (
-        attack(one, ONE, shadows=150, targets=8)[-1].attacks["decoding"]["a"]
-        for one in (plain, private(plain, ONE[0], epsilon=1))
-    )
-    assert hidden.auc.interval[0] <= bound(1, 1e-5).auc
-    assert open_.auc.interval[0] > bound(1, 1e-5).auc
-
-
-# --- ridge's sums ----------------------------------------------------------------------------
-
-
-def test_leverage_is_the_diagonal_of_the_projection() -> None:
-    rng = np.random.default_rng(7)
-    x, stranger = rng.normal(size=(50, 8)), 10 * rng.normal(size=(3, 8))
-    gram = x.T @ x
-    hat = np.diag(x @ np.linalg.inv(gram) @ x.T)
-    np.testing.assert_allclose(products.leverage_scores([gram], x), 0.1 - np.log(hat), rtol=1e-6)
-    assert (products.leverage_scores([gram], x) > 0).all()
-    small = products.leverage_scores([gram * 1e-8], x * 1e-4)
-    np.testing.assert_allclose(small, 0.1 - np.log(hat), rtol=1e-6)
-    folds = [x[:5].T @ x[:5], x[5:9].T @ x[5:9]]
-    few = products.leverage_scores(folds, np.vstack([x[:9], stranger]))
-    assert (few[:9] > 0).all()
-    assert (few[9:] < 0).all()
-
-
-def test_the_fold_that_is_not_sent_is_what_the_others_leave() -> None:
-    site = THREE[0].data(np.arange(40))
-    ridge = Ridge()
-    update = ridge.site_update(site, ridge.initial_arrays(2, 16, 0), 1, 0)
-    fold_of = fold_of_images(site.labels, site.groups, folds=5, seed=0, site=site.site)
-    matrices = products.fold_matrices(update.arrays)
-    for fold, found in enumerate(matrices):
-        x = site.features[fold_of == fold].astype(float)
-        np.testing.assert_allclose(found, x.T @ x, atol=1e-4)
-    assert len(matrices) == 5
-
-
-def test_sums_of_folds_smaller_than_the_width_name_every_member() -> None:
-    hospitals = drawn_hospitals({"a": 60, "b": 80}, width=64)
-    found = products.attack_sums(Federation("ridge", Ridge(), 1), hospitals, targets=4)
-    for where in (products.OWN, products.ALL):
-        for figures in found[where].values():
-            assert figures.auc.value == figures.hits.value == figures.accuracy.value == 1
-    folds = {"a": 60, "b": 80, "c": 1600}
-    many = products.attack_sums(
-        Federation("ridge", Ridge(), 1), drawn_hospitals(folds, width=16), targets=2
-    )
-    assert many[products.ALL]["c"].auc.value < 0.75
-
-
-# --- secure aggregation ----------------------------------------------------------------------
-
-
-def test_masks_hide_one_upload_and_leave_the_sum() -> None:
-    federation = Federation("x", FedAvg(FedAvgSettings(learning_rate=5e-3)), 1)
-    form = fixed_point(federation, 16, 3)
-    updates, total = federation.summed([one.data(np.arange(20)) for one in THREE], seed=0)
-    plain = {n: form.flatten(federation.strategy.summand(u)) for n, u in updates.items()}
-    masked = mask(plain)
-    opened = form.unflatten(masked["a"] + masked["b"] + masked["c"])
-    for name, array in total.items():
-        np.testing.assert_allclose(opened[name], array, rtol=1e-6, atol=1e-6)
-    assert all((masked[name] != plain[name]).mean() > 0.99 for name in plain)
-    found = attack_masked(federation, ONE + WIDE, shadows=100, targets=16)
-    assert all(chance(one.auc) for one in found.attacks["decoding"].values())
-
-
-def test_the_sum_is_all_that_the_next_arrays_are_made_of() -> None:
-    strategy = FedAvg()
-    arrays = strategy.initial_arrays(2, 16, 0)
-    updates = [strategy.site_update(one.data(np.arange(20)), arrays, 1, 0) for one in THREE]
-    total = add(strategy, updates)
-    assert total["examples"] == 60
-    swapped = add(strategy, updates[::-1])
-    np.testing.assert_allclose(swapped["weight"], total["weight"], rtol=1e-12)
 
 
 # --- properties ------------------------------------------------------------------------------

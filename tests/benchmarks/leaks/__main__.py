@@ -13,14 +13,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.leaks.sections import QUICK, SECTIONS, Sizes
+from dermino_core.privacy.sgd import drawn_centre
+from tests.benchmarks.leaks.sections import QUICK, SECTIONS, Ground, Sizes
 from tests.benchmarks.leaks.victims import Hospital, drawn_hospitals, load_hospitals
 from tests.benchmarks.machine import describe
 from tests.benchmarks.workload import real_workload, shared_folder
 
 TITLES = {
     "membership": "Membership inference on heads",
-    "sums": "Membership inference on ridge's sums, without shadow runs",
+    "sums": "Membership inference on ridge's sums",
     "properties": "Properties of a hospital",
     "reconstruction": "Reconstruction of features",
 }
@@ -37,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     wanted = parser.parse_args(arguments)
     start = time.process_time()
-    hospitals, origin = _hospitals(wanted.cache, quick=wanted.quick)
+    hospitals, centre, origin = _hospitals(wanted.cache, quick=wanted.quick)
     facts = ", ".join(f"{key} {value}" for key, value in describe().items())
     sizes = ", ".join(f"{one.name} {len(one.labels)}" for one in hospitals)
     blocks = [f"{origin}; {sizes} images, every patient in a run with probability 1/2; {facts}."]
+    ground = Ground(hospitals, centre, QUICK if wanted.quick else Sizes(), _tell)
     for name in wanted.only:
-        table = SECTIONS[name](hospitals, QUICK if wanted.quick else Sizes(), _tell)
+        table = SECTIONS[name](ground)
         blocks.append(f"### {TITLES[name]}\n\n{table}")
     blocks.append(f"{time.process_time() - start:.0f} s of processor time.")
     text = "\n\n".join(blocks) + "\n"
@@ -52,17 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hospitals(cache: Path | None, *, quick: bool) -> tuple[list[Hospital], str]:
+def _hospitals(cache: Path | None, *, quick: bool) -> tuple[list[Hospital], tuple[float, ...], str]:
+    """The hospitals, the public centre of their private runs, and what they are."""
     shared = None if quick else shared_folder()
     if shared is None:
-        return drawn_hospitals(DRAWN), "DRAWN FEATURES, THE FIGURES SAY NOTHING OF HOSPITALS"
+        return drawn_hospitals(DRAWN), (), "DRAWN FEATURES, THE FIGURES SAY NOTHING OF HOSPITALS"
     with tempfile.TemporaryDirectory(prefix="dermino-leaks-") as work:
-        workload = real_workload(shared, Path(work))
-        return load_hospitals(workload, cache or Path(work) / "cache"), workload.name
+        workload, kept = real_workload(shared, Path(work)), cache or Path(work) / "cache"
+        centre = drawn_centre(workload.backbone, cache=kept, precision="bf16")
+        return load_hospitals(workload, kept), centre, workload.name
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.process_time():5.0f} s  {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

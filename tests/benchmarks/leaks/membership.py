@@ -78,36 +78,39 @@ def _log_density(shadow: Floats, chosen: Flags, target: Floats) -> Floats:
     return -0.5 * (square + np.linalg.slogdet(covariance)[1])
 
 
-def decode(shadow: Floats, member: Flags, target: Floats) -> tuple[Floats, Floats]:
-    """Estimated memberships: of the shadow runs left one out, [K, n], and of targets, [T, n].
+def decode(shadow: Floats, wanted: npt.NDArray, target: Floats) -> tuple[Floats, Floats]:
+    """Estimates of what is wanted: of the shadow runs left one out, [K, n], and of targets, [T, n].
 
-    The penalty with the smallest left-out error is chosen for all images together.
+    The penalty with the smallest left-out error is chosen for all columns together. What is wanted
+    is 1/2 on average by design, and not made so from the runs: a run's own value would pull the
+    mean of the others the other way, and the left-one-out estimates would betray it.
 
     Parameters
     ----------
     shadow, target
         Everything seen of each run, [K, p] and [T, p].
+    wanted
+        Of each shadow run, [K, n]: memberships, or another number with mean 1/2.
     """
     mean, scale = shadow.mean(axis=0), shadow.std(axis=0)
     scale[scale == 0] = 1
     seen, asked = (shadow - mean) / scale, (target - mean) / scale
-    share = member.mean(axis=0)
-    wanted = member - share
+    away = wanted - 0.5
     left, values, right = _thin_svd(seen)
-    turned = left.T @ wanted
-    few = slice(None, None, -(-wanted.shape[1] // _IMAGES_TO_CHOOSE_BY))
+    turned = left.T @ away
+    few = slice(None, None, -(-away.shape[1] // _IMAGES_TO_CHOOSE_BY))
 
-    def left_out(penalty: float, images: slice) -> Floats:
+    def left_out(penalty: float, columns: slice) -> Floats:
         shrink = values**2 / (values**2 + penalty)
-        of_itself = (left**2 @ shrink + 1 / len(seen))[:, None]
-        fitted = (left * shrink) @ turned[:, images]
-        return wanted[:, images] - (wanted[:, images] - fitted) / (1 - of_itself)
+        of_itself = (left**2 @ shrink)[:, None]
+        fitted = (left * shrink) @ turned[:, columns]
+        return away[:, columns] - (away[:, columns] - fitted) / (1 - of_itself)
 
     penalties = _PENALTIES * values[0] ** 2
-    errors = [float(np.mean((left_out(p, few) - wanted[:, few]) ** 2)) for p in penalties]
+    errors = [float(np.mean((left_out(p, few) - away[:, few]) ** 2)) for p in penalties]
     best = penalties[int(np.argmin(errors))]
     back = (asked @ right) * (values / (values**2 + best))
-    return left_out(best, slice(None)) + share, back @ turned + share
+    return left_out(best, slice(None)) + 0.5, back @ turned + 0.5
 
 
 def _thin_svd(matrix: Floats) -> tuple[Floats, Floats, Floats]:

@@ -41,14 +41,21 @@ def fit_private_head(
     rng = generator or np.random.default_rng()
     chosen = choose_images(units, images_per_unit, rng.random(len(units)))
     middle = np.zeros(features.shape[1]) if centre is None else np.asarray(centre, np.float64)
-    x = np.hstack([features - middle, np.ones((len(features), 1))])[chosen.rows]
+    x = np.hstack([features - middle, np.ones((len(features), 1))])[chosen.rows].astype(np.float32)
+    inner = x @ x.transpose(0, 2, 1)
+    shares = chosen.shares[:, :, None]
     wanted = np.eye(len(head.bias))[labels][chosen.rows]
     weight = head.weight.astype(np.float64)
     parameters = np.hstack([weight, (head.bias + weight @ middle)[:, None]])
     first, second = np.zeros_like(parameters), np.zeros_like(parameters)
     for step in range(mechanism.steps):
         drawn = rng.random(len(x)) < mechanism.sampling_rate
-        gradient = _clipped(x[drawn], wanted[drawn], chosen.shares[drawn], parameters, clip)
+        residual = shares * (_softmax(x, parameters) - wanted)
+        alike = np.einsum("pmc,pnc->pmn", residual, residual)
+        size = np.sqrt(np.maximum(np.einsum("pmn,pmn->p", alike, inner), 0))
+        factor = drawn * np.minimum(1, clip / (size + _OPACUS_EPSILON))
+        weighted = (residual * factor[:, None, None]).reshape(-1, len(parameters))
+        gradient = (weighted.T.astype(np.float32) @ x.reshape(-1, x.shape[2])).astype(np.float64)
         gradient += mechanism.noise_multiplier * clip * rng.standard_normal(parameters.shape)
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
@@ -60,21 +67,12 @@ def fit_private_head(
     return LinearHead(weight.astype(np.float32), bias.astype(np.float32))
 
 
-def _clipped(x: Floats, wanted: Floats, shares: Floats, parameters: Floats, clip: float) -> Floats:
-    """Sum over units of gradients shortened to `clip`, [C, D + 1]; x is [P, m, D + 1]."""
-    logits = x @ parameters.T
+def _softmax(x: Floats, parameters: Floats) -> Floats:
+    """Probabilities [P, m, C] of x [P, m, D + 1], as one product and not P of them."""
+    logits = x.reshape(-1, x.shape[2]) @ parameters.T.astype(np.float32)
+    logits = logits.reshape(*x.shape[:2], -1).astype(np.float64)
     odds = np.exp(logits - logits.max(axis=2, keepdims=True))
-    residual = shares[:, :, None] * (odds / odds.sum(axis=2, keepdims=True) - wanted)
-    if x.shape[1] == 1:
-        size = np.linalg.norm(residual[:, 0], axis=1) * np.linalg.norm(x[:, 0], axis=1)
-        return (residual[:, 0] * _factor(size, clip)[:, None]).T @ x[:, 0]
-    each = np.einsum("pmc,pmd->pcd", residual, x)
-    size = np.sqrt((each**2).sum(axis=(1, 2)))
-    return np.einsum("p,pcd->cd", _factor(size, clip), each)
-
-
-def _factor(size: Floats, clip: float) -> Floats:
-    return np.minimum(1, clip / (size + _OPACUS_EPSILON))
+    return odds / odds.sum(axis=2, keepdims=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from tests.benchmarks.leaks.victims import Federation, Floats, Hospital
 OWN = "one hospital's sums, by fold"
 OWN_TOTAL = "one hospital's sums, in all"
 ALL = "all hospitals' sums, by fold (the coordinator, also under secure aggregation)"
-TOTAL = "all hospitals' sums, in all (every hospital that takes part)"
+TOTAL = "all hospitals' sums, in all (what the coordinator keeps)"
 
 _ROUNDING = 1e-6
 """Share of the largest eigenvalue below which one is rounding: folds travel as float32."""

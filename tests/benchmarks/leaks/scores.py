@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dermino_core.metrics import bootstrap_weights, macro_auroc
+from dermino_core.metrics import bootstrap_weights
 
 Floats = npt.NDArray[np.floating]
 Flags = npt.NDArray[np.bool_]
@@ -70,33 +70,31 @@ def measure(
     drawn = (of_run[:, :, None] * of_image[:, None, :]).reshape(replicates, -1)
     weights = np.concatenate([np.ones((1, runs * images), np.uint16), drawn])
     truth, score = member.ravel(), scores.ravel().astype(np.float64)
-    both = np.stack([-score, score], axis=1)
-    auc = np.concatenate([macro_auroc(truth.astype(int), both, part) for part in _parts(weights)])
-    return Figures(
-        *(
-            Measured(float(values[0]), values[1:])
-            for values in (auc, _hits(score, truth, weights), _accuracy(score, truth, weights))
-        )
-    )
+    auc, hits = _from_curve(score, truth, weights)
+    found = auc, hits, _accuracy(score, truth, weights)
+    return Figures(*(Measured(float(values[0]), values[1:]) for values in found))
 
 
-def _parts(weights: Draws) -> list[Draws]:
-    return [weights[start : start + 25] for start in range(0, len(weights), 25)]
+def _from_curve(score: Floats, truth: Flags, weights: Draws) -> tuple[Floats, Floats]:
+    """Area under the ROC curve, and its height at 1 % false positives, [B] each.
 
-
-def _hits(score: Floats, truth: Flags, weights: Draws) -> Floats:
-    """True-positive rate at the lowest threshold with at most 1 % false positives, [B]."""
+    Ties count half in the area; the height is that of the lowest threshold that is allowed.
+    """
     order = np.argsort(-score, kind="stable")
     last_of_tie = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])
-    found = []
-    for part in _parts(weights):
-        drawn = part[:, order].astype(np.float64)
-        true = np.cumsum(drawn * truth[order], axis=1)[:, last_of_tie]
-        false = np.cumsum(drawn * ~truth[order], axis=1)[:, last_of_tie]
-        allowed = (false <= FALSE_ALARMS * false[:, -1:]).sum(axis=1)
-        padded = np.concatenate([np.zeros((len(part), 1)), true], axis=1)
-        found.append(_share(padded[np.arange(len(part)), allowed], true[:, -1]))
-    return np.concatenate(found)
+    areas, heights = [], []
+    for start in range(0, len(weights), 25):
+        drawn = weights[start : start + 25, order].astype(np.float64)
+        none = np.zeros((len(drawn), 1))
+        true, false = (
+            np.concatenate([none, np.cumsum(drawn * which, axis=1)[:, last_of_tie]], axis=1)
+            for which in (truth[order], ~truth[order])
+        )
+        area = (np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1])).sum(axis=1) / 2
+        areas.append(_share(area, true[:, -1] * false[:, -1]))
+        allowed = (false <= FALSE_ALARMS * false[:, -1:]).sum(axis=1) - 1
+        heights.append(_share(true[np.arange(len(true)), allowed], true[:, -1]))
+    return np.concatenate(areas), np.concatenate(heights)
 
 
 def _accuracy(score: Floats, truth: Flags, weights: Draws) -> Floats:

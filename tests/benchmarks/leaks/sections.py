@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dermino_strategies.fedavg import FedAvg, FedAvgSettings
-from dermino_strategies.ridge import Ridge
+from dermino_strategies.ridge import Ridge, RidgeSettings
 from tests.benchmarks.leaks import attribute, products
 from tests.benchmarks.leaks.exposure import Exposure, attack, moves
 from tests.benchmarks.leaks.masked import attack_masked
+from tests.benchmarks.leaks.noisy_sums import attack_noisy_sums
 from tests.benchmarks.leaks.reconstruction import Gradient, Mover, Returned, Round, measure_return
 from tests.benchmarks.leaks.report import (
     bounds_table,
@@ -26,8 +27,6 @@ from tests.benchmarks.leaks.victims import Converged, Federation, Floats, Hospit
 EPSILONS = (1.0, 3.0, 8.0)
 DELTA = 1e-5
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -35,8 +34,8 @@ class Sizes:
 
     shadows: int = 2048
     of_private: int = 512
-    of_converged: int = 512
-    of_ridge: int = 256
+    of_converged: int = 384
+    of_ridge: int = 192
     targets: int = 32
     trials: int = 200
     sites: attribute.Sizes = field(default_factory=lambda: attribute.Sizes(images=60))
@@ -62,39 +61,72 @@ TUNED = Federation("FedAvg, 5e-3", FedAvg(FedAvgSettings(learning_rate=5e-3)), 2
 RIDGE = Federation("ridge", Ridge(), 1)
 
 
-def membership(hospitals: Sequence[Hospital], sizes: Sizes, tell: Tell) -> str:
+@dataclass(frozen=True)
+class Ground:
+    """Whom to attack and how thoroughly; `centre` is the public one of private runs."""
+
+    hospitals: Sequence[Hospital]
+    centre: tuple[float, ...]
+    sizes: Sizes
+    tell: Callable[[str], None]
+
+    @property
+    def largest(self) -> Hospital:
+        """The hospital with the most images."""
+        return max(self.hospitals, key=lambda one: len(one.labels))
+
+    def private_fedavg(self) -> list[Federation]:
+        """FedAvg at every budget. Its private training has settings of its own: no schedule."""
+        open_ = Federation("FedAvg, private", FedAvg(FedAvgSettings(centre=self.centre)), 2)
+        return [private(open_, self.largest, epsilon, delta=DELTA) for epsilon in EPSILONS]
+
+    def private_ridge(self) -> list[Federation]:
+        """Ridge at every budget."""
+        open_ = Federation("ridge, private", Ridge(RidgeSettings(centre=self.centre)), 1)
+        return [private(open_, self.largest, epsilon, delta=DELTA) for epsilon in EPSILONS]
+
+
+def membership(ground: Ground) -> str:
     """Membership inference on heads, and what differential privacy allows."""
-    found: list[Exposure] = []
+    hospitals, sizes = ground.hospitals, ground.sizes
     victims: list[tuple[Victim, int]] = [(PAPER, sizes.shadows), (TUNED, sizes.shadows)]
-    victims += [(one, sizes.of_private) for one in _private(PAPER, hospitals[0])]
+    victims += [(one, sizes.of_private) for one in ground.private_fedavg()]
     victims += [(Converged(), sizes.of_converged), (RIDGE, sizes.of_ridge)]
+    found: list[Exposure] = []
     for victim, shadows in victims:
-        tell(f"membership: {victim.name}, {victim.privacy}")
+        ground.tell(f"membership: {victim.name}, {victim.privacy}")
         found += attack(victim, hospitals, shadows=shadows, targets=sizes.targets)
-    tell("membership: masked uploads")
+    ground.tell("membership: masked uploads")
     masked = {"shadows": sizes.shadows // 4, "targets": sizes.targets}
     found.append(attack_masked(PAPER, hospitals, **masked))
     bounds = bounds_table({epsilon: bound(epsilon, DELTA) for epsilon in EPSILONS})
     return f"{membership_table(found)}\n\n{bounds}"
 
 
-def sums(hospitals: Sequence[Hospital], sizes: Sizes, tell: Tell) -> str:
-    """Ridge's sums, by leverage."""
-    tell("membership: ridge's sums")
-    return sums_table(products.attack_sums(RIDGE, hospitals, targets=sizes.targets))
+def sums(ground: Ground) -> str:
+    """Ridge's sums: by leverage, and noisy ones by their likelihood ratio."""
+    size = {"targets": ground.sizes.targets}
+    ground.tell("membership: ridge's sums")
+    found = dict(products.attack_sums(RIDGE, ground.hospitals, **size))
+    for one in ground.private_ridge():
+        ground.tell(f"membership: ridge's sums, {one.privacy}")
+        for where, figures in attack_noisy_sums(one, ground.hospitals, **size).items():
+            found[f"{one.privacy}, {where}"] = figures
+    return sums_table(found)
 
 
-def properties(hospitals: Sequence[Hospital], sizes: Sizes, tell: Tell) -> str:
+def properties(ground: Ground) -> str:
     """Property inference on the largest hospital whose table names the sexes."""
-    known = attribute.shares_known(hospitals)
+    sizes = ground.sizes
+    known = attribute.shares_known(ground.hospitals)
     hospital = max(known, key=lambda one: len(one.labels))
-    others = [one for one in hospitals if one.name != hospital.name]
+    others = [one for one in ground.hospitals if one.name != hospital.name]
     seen: list[tuple[str, attribute.Upload, attribute.Sizes]] = [
         ("the mean of all features (for comparison)", _mean_features, sizes.sites)
     ]
     for federations, size in (
         ((PAPER, TUNED), sizes.sites),
-        (_private(PAPER, hospital), sizes.slow_sites),
+        (ground.private_fedavg(), sizes.slow_sites),
     ):
         for one in federations:
             name = f"{one.name}, {one.privacy}: its uploads"
@@ -102,22 +134,22 @@ def properties(hospitals: Sequence[Hospital], sizes: Sizes, tell: Tell) -> str:
     seen.append(("FedAvg, paper: sums of every round", _sums(PAPER, others), sizes.slow_sites))
     rows = []
     for name, upload, size in seen:
-        tell(f"properties of {hospital.name}: {name}")
+        ground.tell(f"properties of {hospital.name}: {name}")
         told, guessed = attribute.malignant(hospital, upload, size)
         rows.append((name, attribute.women(hospital, upload, size), told, guessed))
     return property_table(rows)
 
 
-def reconstruction(hospitals: Sequence[Hospital], sizes: Sizes, tell: Tell) -> str:
+def reconstruction(ground: Ground) -> str:
     """Features from an upload, of the largest hospital's images."""
-    hospital = max(hospitals, key=lambda one: len(one.labels))
+    hospital = ground.largest
     rows: list[tuple[str, Returned]] = []
 
     def add(name: str, mover: Mover, images: int, sites: int = 1) -> None:
-        size = {"images": images, "sites": sites, "trials": sizes.trials}
+        size = {"images": images, "sites": sites, "trials": ground.sizes.trials}
         rows.append((name, measure_return(hospital, mover, **size)))
 
-    tell(f"reconstruction: {hospital.name}")
+    ground.tell(f"reconstruction: {hospital.name}")
     for images in (1, 2, 8, 32):
         add(f"plain gradient of {_many(images)}", Gradient(), images)
     for images in (1, 2, 8, 32):
@@ -129,16 +161,10 @@ def reconstruction(hospitals: Sequence[Hospital], sizes: Sizes, tell: Tell) -> s
     for sites in (3, 5, 10):
         add(f"plain gradients, sum of {sites} sites of 1 image", Gradient(), 1, sites)
         add(f"FedAvg, paper, sum of {sites} sites of 1 image", Round(PAPER), 1, sites)
-    for one in _private(PAPER, hospital):
+    for one in ground.private_fedavg():
         for images in (2, 100):
             add(f"{one.name}, {one.privacy}, a site of {images} images", Round(one), images)
     return returned_table(rows)
-
-
-def _private(federation: Federation, hospital: Hospital) -> list[Federation]:
-    """How private FedAvg trains is a setting of its own: the schedule above does not matter."""
-    named = replace(federation, name="FedAvg, private")
-    return [private(named, hospital, epsilon, delta=DELTA) for epsilon in EPSILONS]
 
 
 def _many(images: int) -> str:
@@ -168,7 +194,7 @@ def _sums(federation: Federation, others: Sequence[Hospital]) -> attribute.Uploa
     return upload
 
 
-SECTIONS: dict[str, Callable[[Sequence[Hospital], Sizes, Tell], str]] = {
+SECTIONS: dict[str, Callable[[Ground], str]] = {
     "membership": membership,
     "sums": sums,
     "properties": properties,
