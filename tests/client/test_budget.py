@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tomli_w
 import typer
+from click.testing import Result
 from typer.testing import CliRunner
 
 from dermino_client.commands.budget import budget
@@ -18,7 +19,7 @@ from dermino_core.privacy.plan import Mechanism
 SIGMA, STEPS, DELTA = 10.0, 4, 1e-5
 
 
-def show(sites: Path, policy: dict[str, object]) -> list[str]:
+def call(sites: Path, policy: dict[str, object], *extra: str) -> Result:
     content = {
         "site": {"name": "clinic"},
         "data": {"manifest": "manifest.csv"},
@@ -28,7 +29,11 @@ def show(sites: Path, policy: dict[str, object]) -> list[str]:
     (sites / "clinic.toml").write_text(tomli_w.dumps(content))
     app = typer.Typer()
     app.command()(budget)
-    done = CliRunner().invoke(app, ["--site", "clinic", "--sites-dir", str(sites)])
+    return CliRunner().invoke(app, ["--site", "clinic", "--sites-dir", str(sites), *extra])
+
+
+def show(sites: Path, policy: dict[str, object], *extra: str) -> list[str]:
+    done = call(sites, policy, *extra)
     assert done.exit_code == 0, done.output
     return done.output.splitlines()
 
@@ -80,6 +85,20 @@ def test_runs_and_what_is_left(tmp_path: Path) -> None:
     assert "clinic: left of the year: epsilon 0" in show(tmp_path, {"epsilon_per_year": 0.01})
     ledger.begin("b", 1, today + timedelta(days=9))
     assert "check this machine's clock" in " ".join(show(tmp_path, {}))
+
+
+def test_an_abandoned_run_is_closed_by_hand(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "clinic.site" / "ledger")
+    today = datetime.now(UTC)
+    reserve(ledger, "left", 5, today)
+    ledger.begin("left", 1, today)
+    assert any("open, 1 of 5" in line for line in show(tmp_path, {}))
+    lines = show(tmp_path, {}, "--close", "left")
+    assert any("closed, 1 of 5" in line for line in lines)
+    assert f"the last 365 days cost epsilon {cost(1):.4g}" in " ".join(lines)
+    failed = call(tmp_path, {}, "--close", "nobody")
+    assert isinstance(failed.exception, DerminoError)
+    assert "knows no run nobody" in failed.exception.what
 
 
 def test_it_explains_itself(tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dermino_client.commands.audit import FolderOption, SiteOption, open_site
 from dermino_core.console import say, warn
+from dermino_core.errors import DerminoError
 
 if TYPE_CHECKING:
-    from dermino_client.ledger import Limits, RunSpending
+    from dermino_client.ledger import Ledger, Limits, RunSpending
     from dermino_client.site import Site
 
 EXAMPLE = "Example: dermino-client budget --site mednode"
@@ -22,6 +23,12 @@ def budget(
     context: typer.Context,
     site: SiteOption = None,
     sites_dir: FolderOption = None,
+    close: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Give back what a run reserved and will not use: it has ended."
+        ),
+    ] = None,
 ) -> None:
     """Show the privacy budget: its limits, what each run and the last 365 days cost, what is left.
 
@@ -34,6 +41,8 @@ def budget(
     found = open_site(context, site, sites_dir)
     limits = _limits(found)
     ledger = Ledger(found.folder / "ledger")
+    if close is not None:
+        _close(ledger, close)
     verified = ledger.verify()
     now = datetime.now(UTC)
     runs = ledger.by_run()
@@ -57,6 +66,18 @@ def budget(
             "The ledger holds events dated in the future, which keep counting: check this "
             "machine's clock with timedatectl."
         )
+
+
+def _close(ledger: Ledger, run: str) -> None:
+    """End a run that its coordinator abandoned; what it began stays spent."""
+    if run not in {known.run for known in ledger.by_run()}:
+        raise DerminoError(
+            "CONFIG_INVALID",
+            f"The ledger knows no run {run}.",
+            where=ledger.folder,
+            fix="Without --close this command lists the runs.",
+        )
+    ledger.close(run)
 
 
 def _limits(site: Site) -> Limits:
