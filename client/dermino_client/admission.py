@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 
 from dermino_client.hospital import Hospital
 from dermino_client.policy import RequestFacts, check_policy
+from dermino_core.errors import DerminoError
 from dermino_strategies.protocol import Task
 
 
@@ -18,20 +19,29 @@ def admit(
     content: RecordDict,
     now: datetime,
     *,
+    round_: int = 1,
     other_sites: int | None = None,
 ) -> None:
     """Hold a request to the site's policy.
 
     Parameters
     ----------
+    round_
+        Of the request; the final evaluation comes after the last one.
     other_sites
         Of secure aggregation, as the request tells.
 
     Raises
     ------
     DerminoError
-        `POLICY_REFUSED` or `OUTSIDE_HOURS`; `DATA_CHANGED` if the site is not prepared.
+        `POLICY_REFUSED` or `OUTSIDE_HOURS`; `REQUEST_INVALID` for a round that the task does not
+        have, so that the policy's limit on rounds means something; `DATA_CHANGED` if the site is
+        not prepared.
     """
+    if round_ > task.rounds + 1:
+        raise DerminoError(
+            "REQUEST_INVALID", f"Round {round_} of a task that has {task.rounds} rounds."
+        )
     site = hospital.prepared
     _, labels, _ = site.half("train")
     counts = np.bincount(labels, minlength=len(site.classes))

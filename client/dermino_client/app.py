@@ -79,7 +79,7 @@ def _answer(
 def _admit_training(content: RecordDict, hospital: Hospital, now: datetime) -> TrainRequest:
     request = unpack(content, TrainRequest)
     _must_be_plain(request.task)
-    admit(hospital, request.task, content, now)
+    admit(hospital, request.task, content, now, round_=request.round)
     return request
 
 

@@ -7,7 +7,10 @@ so the site answers nothing, rather than without its guard.
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,8 +56,19 @@ except ImportError as error:
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _TRIES = 5
+PULL_SECONDS = 60.0
+"""How long a claimed message may take from the SuperNode, which is on this machine."""
 CLIENT_APP = TaskType.CLIENT_APP.value
 """The one kind of task that a hospital works on; the others are refused."""
+
+
+log = logging.getLogger("dermino.client")
+
+
+def _give_up() -> None:
+    """End this process; the next one takes the next message."""
+    log.warning("a message did not come within %g s: its run has ended", PULL_SECONDS)
+    os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -123,10 +137,17 @@ class Runtime:
         )
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()
+        # A SuperNode offers a task before it has all of the message. If the run ends in between,
+        # the rest never comes, and flwr would wait for it for ever.
+        impatience = threading.Timer(PULL_SECONDS, _give_up)
+        impatience.daemon = True
+        impatience.start()
         try:
             message, context, _, fab = pull_task_input(client)
+            impatience.cancel()
             yield Job(kind, message, context, fab.content), Connection(client, context)
         finally:
+            impatience.cancel()
             heartbeat.stop()
             client.close()
 

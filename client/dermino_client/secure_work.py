@@ -68,7 +68,7 @@ def _admit(content: RecordDict, hospital: Hospital, now: datetime) -> Stage:
     others = hospital.policy.min_other_sites  # who takes part is checked by the later stages
     if isinstance(message, messages.KeysRequest):
         others = len(message.invited) - 1
-    admit(hospital, asked.task, content, now, other_sites=others)
+    admit(hospital, asked.task, content, now, round_=asked.round, other_sites=others)
     return Stage(asked, message)
 
 

@@ -76,6 +76,12 @@ def test_a_refusal_is_recorded_with_its_code(tmp_path: Path, make_plan: Plan) ->
     assert left.digests == {}
 
 
+def test_a_round_that_the_run_does_not_have_is_refused(site: Hospital, make_plan: Plan) -> None:
+    plan = make_plan(rounds=2)
+    assert refusal_in(ask(site, plan, round_=2).content) is None
+    assert refused(ask(site, plan, round_=4)).code == "REQUEST_INVALID"
+
+
 def test_a_crash_is_recorded_and_tells_nothing(tmp_path: Path, make_plan: Plan) -> None:
     def load() -> None:
         raise RuntimeError("/srv/patients/Jane_Doe.jpg")

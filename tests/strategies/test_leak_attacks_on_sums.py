@@ -30,9 +30,10 @@ WIDE = drawn_hospitals({"b": 40, "c": 30}, width=128)
 
 
 def chance(measured: Measured) -> bool:
-    """Whether the interval, half as wide again, holds what guessing gives."""
+    """Whether the interval, three times as wide, holds what guessing gives: masks and noise are
+    not seeded, and a test must not fail once in a thousand runs."""
     low, high = measured.interval
-    return low - (high - low) / 4 <= 0.5 <= high + (high - low) / 4
+    return 2 * low - high <= 0.5 <= 2 * high - low
 
 
 # --- private training ------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def test_fast_private_training_has_the_distribution_of_the_real_one() -> None:
     ]
     for place in np.ndindex(2, 2):
         found: Any = ks_2samp(drawn[0][:, *place], drawn[1][:, *place])
-        assert found.pvalue > 1e-3
+        assert found.pvalue > 1e-5
     assert drawn[0].std() > 0.1
 
 
@@ -170,8 +171,8 @@ def test_noise_of_what_is_seen_has_variance_one() -> None:
     data = hospital.data(np.arange(40))
     rest = release.columns(hospital).sum(axis=1)
     drawn = [release.seen(federation.summed([data], seed=0)[1]) - rest for _ in range(60)]
-    assert np.mean(drawn) == pytest.approx(0, abs=0.06)
-    assert np.std(drawn) == pytest.approx(1, abs=0.05)
+    assert np.mean(drawn) == pytest.approx(0, abs=0.09)
+    assert np.std(drawn) == pytest.approx(1, abs=0.065)
 
 
 def test_likelihood_ratios_of_noisy_sums_are_those_of_normal_densities() -> None:

@@ -8,7 +8,8 @@ step only the signs are left.
 
 A trial draws sites, lets them train and compares the quotient with the features of all images that
 were trained on. Features of dermoscopic images all point much the same way (two strangers have a
-cosine of 0.86), so the mean of the pool is taken off both first: what is left is the image's own.
+median cosine of 0.82), so the mean of the pool is taken off both first: what is left is the
+image's own.
 `cosine` is the best over all images and candidates, which the attacker could not pick out by
 itself; `guess` is the best of as many strangers; `named` says whether the image of the whole pool
 that is most like a candidate took part.
