@@ -14,12 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.benchmarks.job import run_jobs
 from tests.benchmarks.machine import dermino, describe, load_line, module, run_child
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.neighbours import measure_neighbours
+from tests.benchmarks.secure_aggregation import bytes_table, seconds_table, wanted_grid
+from tests.benchmarks.secure_aggregation import measure as measure_secure_aggregation
 from tests.benchmarks.suite import measure_suite
 from tests.benchmarks.tables import goal, table
 from tests.benchmarks.workload import Workload, drawn_workload, real_workload, shared_folder
@@ -127,6 +130,15 @@ def suite(work: Path, *, quick: bool) -> object:
     return measure_suite(shared, work, per_site=40 if quick else None)
 
 
+def secure_aggregation(work: Path, *, quick: bool) -> object:
+    """What hiding single updates costs a round, beside the plain mean."""
+    del work
+    cells = measure_secure_aggregation(wanted_grid(quick=quick))
+    print(seconds_table(cells))
+    print(bytes_table(cells))
+    return [asdict(cell) for cell in cells]
+
+
 def neighbours(work: Path, *, quick: bool) -> object:
     """Exact search beside faiss and scikit-learn."""
     del work
@@ -148,6 +160,7 @@ SECTIONS: dict[str, Callable[..., object]] = {
     "after": after,
     "suite": suite,
     "neighbours": neighbours,
+    "secure-aggregation": secure_aggregation,
 }
 
 
