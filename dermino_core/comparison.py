@@ -14,6 +14,8 @@ def compare_by_phone(
 ) -> None:
     """Show a fingerprint, and go on only if a person says that it is the right one.
 
+    One that is `given` is compared here, and only shown if it is another.
+
     Parameters
     ----------
     what
@@ -33,13 +35,13 @@ def compare_by_phone(
         `ENROLMENT_INVALID` if it is another one, or the answer is no; `CONFIG_INVALID` without a
         terminal to ask at.
     """
+    if given is not None and same_fingerprint(given, digest):
+        return
     say(f"fingerprint of {what}:")
     say()
     say(f"    {grouped(digest)}")
     say()
     if given is not None:
-        if same_fingerprint(given, digest):
-            return
         raise DerminoError(
             "ENROLMENT_INVALID",
             f"the fingerprint of {what} is another one than the one given",

@@ -146,7 +146,7 @@ def _trust(authority: Path) -> ssl.SSLContext:
             "TLS_INVALID",
             "The coordinator's CA certificate is missing.",
             where=authority,
-            fix="Ask the coordinator for ca.crt and name it in coordinator.root_certificates. "
+            fix="The coordinator's bundle holds it: dermino-client --site NAME --bundle FILE. "
             "Without it the coordinator cannot be told from an impostor, so nothing is sent.",
         ) from None
     except (ssl.SSLError, OSError) as error:
@@ -154,7 +154,7 @@ def _trust(authority: Path) -> ssl.SSLContext:
             "TLS_INVALID",
             f"The coordinator's CA certificate cannot be read: {error}.",
             where=authority,
-            fix="It must be a PEM file, as `dermino provision` writes it.",
+            fix="It must be a PEM file, as in the bundle that the coordinator sent.",
         ) from None
 
 
@@ -304,13 +304,13 @@ def _handing_on_signals(child: subprocess.Popen[str]) -> Iterator[list[int]]:
 
 
 def _explain(site: Site, coordinator: CoordinatorSection, code: int, output: str) -> DerminoError:
-    public = site.resolve(coordinator.private_key).with_suffix(".pub").name
     if _CERTIFICATE.search(output):
         return DerminoError(
             "TLS_INVALID",
             "The coordinator's certificate is not trusted.",
             where=coordinator.address,
-            fix="Ask the coordinator for the current ca.crt.",
+            fix="Ask the coordinator for a new bundle, and install it: dermino-client --site "
+            f"{site.name} --bundle FILE",
         )
     if _KEY_REFUSED.search(output):
         return DerminoError(
@@ -319,8 +319,8 @@ def _explain(site: Site, coordinator: CoordinatorSection, code: int, output: str
             "or is in use by a node that is still connected or was killed within the last minute.",
             where=coordinator.address,
             fix=f"If another client of {site.name} runs, stop it; if one was killed, wait a "
-            f"minute. Else send {public} to the coordinator, who registers it with: flwr "
-            f"supernode register {public} CONNECTION --name {site.name}",
+            "minute. Else the coordinator registers it again: dermino provision accept with the "
+            "request of this site (dermino-client enrol writes it).",
         )
     if code == 0:
         return DerminoError(

@@ -134,6 +134,6 @@ def _unreachable(connection: str, reason: str) -> DerminoError:
         "CONNECTION_FAILED",
         f"The SuperLink behind '{connection}' did not do what was asked: {reason}",
         where="$FLWR_HOME/config.toml, [superlink.NAME]",
-        fix="Is flower-superlink running here? `dermino health` asks it; `dermino provision "
-        "--register NAME` writes the connection.",
+        fix="Is flower-superlink running here? `dermino health` asks it; `dermino provision init "
+        "--out DIR` writes the connection.",
     )

@@ -156,10 +156,9 @@ def exchange(
     waiting: dict[str, str] = {}
     for site in sorted(contents):
         message = Message(contents[site], nodes[site], kind, ttl=deadline + 60, group_id=group)
-        for message_id in grid.push_messages([message]):
-            if message_id:
-                waiting[message_id] = site
-        if site not in waiting.values():
+        pushed = [message_id for message_id in grid.push_messages([message]) if message_id]
+        waiting |= dict.fromkeys(pushed, site)
+        if not pushed:
             outcome.reject(site, "NOT_CONNECTED")
     given_up = set(away)
     while waiting:

@@ -96,6 +96,6 @@ def require_connection(name: str) -> None:
             f"Flower's configuration has no connection '{name}'"
             + (f"; it has {', '.join(known)}." if known else "."),
             where=file,
-            fix="`dermino provision --out KEYS --register NAME` writes it; $FLWR_HOME says where "
+            fix="`dermino provision init --out DIR --host NAME` writes one; $FLWR_HOME says where "
             "Flower looks.",
         )

@@ -148,7 +148,7 @@ def _trust(ca: Path | None) -> ssl.SSLContext:
             "TLS_INVALID",
             f"cannot use the certificate: {error}",
             where=ca,
-            fix="give the ca.crt that `dermino provision` wrote",
+            fix="give the ca.crt that `dermino provision init` wrote",
         ) from error
 
 

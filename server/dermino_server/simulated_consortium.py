@@ -11,8 +11,10 @@ from pathlib import Path
 
 from dermino_client.enrol import enrol, install_bundle
 from dermino_core.certificate_checks import certificate_digest, read_certificate
+from dermino_server.bundles import bundle_file, refresh_bundles
 from dermino_server.enrolment import accept
 from dermino_server.provisioning import provision
+from dermino_server.roster import read_roster
 
 
 def enrol_simulated(folder: Path, sites: Mapping[str, Path]) -> None:
@@ -24,7 +26,7 @@ def enrol_simulated(folder: Path, sites: Mapping[str, Path]) -> None:
     authority = certificate_digest(read_certificate((folder / "ca.crt").read_bytes()))
     for name in sorted(sites):
         request = enrol(sites[name], name)
-        accept(folder, request.file, confirm=lambda *_: None, register=False)
+        accept(folder, request.file, confirm=lambda *_: None, register=False, refresh=False)
+    refresh_bundles(folder, read_roster(folder))
     for name in sorted(sites):
-        bundle = folder / "sites" / name / f"{name}.bundle.json"
-        install_bundle(sites[name], name, bundle, fingerprint=authority)
+        install_bundle(sites[name], name, bundle_file(folder, name), fingerprint=authority)

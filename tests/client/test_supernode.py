@@ -347,9 +347,9 @@ def test_a_runner_that_cannot_run_ends_the_supernode(
 @pytest.mark.parametrize(
     ("code", "output", "kind", "words"),
     [
-        (1, "... CERTIFICATE_VERIFY_FAILED: self signed", "TLS_INVALID", "current ca.crt"),
-        (1, "Error: Failed to activate SuperNode", "TLS_INVALID", "send mine.pub to"),
-        (0, "ApiError [code: 2004] no such node", "TLS_INVALID", "supernode register mine.pub"),
+        (1, "... CERTIFICATE_VERIFY_FAILED: self signed", "TLS_INVALID", "a new bundle"),
+        (1, "Error: Failed to activate SuperNode", "TLS_INVALID", "provision accept"),
+        (0, "ApiError [code: 2004] no such node", "TLS_INVALID", "request of this site"),
         (0, "Stopping", "TLS_INVALID", "no longer accepts clinic"),
         (1, "Port 9094 is in use", "CONNECTION_FAILED", "node.port"),
         (-9, "", "CONNECTION_FAILED", "exit code -9"),
