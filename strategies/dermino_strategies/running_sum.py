@@ -20,14 +20,13 @@ class RunningSum:
     --------
     >>> running = RunningSum(["b", "a"])
     >>> running.add("b", {"x": np.array([2.0])})
-    >>> running.skip("a")
     >>> running.total()["x"]
     array([2.])
     """
 
     def __init__(self, sites: Iterable[str]) -> None:
         self._left = sorted(sites, reverse=True)
-        self._early: dict[str, Mapping[str, npt.NDArray] | None] = {}
+        self._early: dict[str, Mapping[str, npt.NDArray]] = {}
         self._sum: dict[str, npt.NDArray[np.float64]] = {}
 
     def add(self, site: str, summand: Mapping[str, npt.NDArray]) -> None:
@@ -35,15 +34,10 @@ class RunningSum:
         self._early[site] = summand
         self._advance()
 
-    def skip(self, site: str) -> None:
-        """Wait no longer for a site."""
-        self._early[site] = None
-        self._advance()
-
     def _advance(self) -> None:
         while self._left and self._left[-1] in self._early:
             summand = self._early.pop(self._left.pop())
-            for name, array in (summand or {}).items():
+            for name, array in summand.items():
                 if name in self._sum:
                     self._sum[name] += array
                 else:
@@ -51,8 +45,6 @@ class RunningSum:
 
     def total(self) -> dict[str, npt.NDArray[np.float64]]:
         """The sum over the sites that came; the others are given up."""
-        for site in list(self._left):
-            if site not in self._early:
-                self._early[site] = None
+        self._left = [site for site in self._left if site in self._early]
         self._advance()
         return self._sum
