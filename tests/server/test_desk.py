@@ -76,6 +76,23 @@ def test_a_refusal_is_recorded_with_its_code(tmp_path: Path, make_plan: Plan) ->
     assert left.digests == {}
 
 
+def test_a_model_that_is_too_large_is_refused(tmp_path: Path, make_plan: Plan) -> None:
+    sent = sum(a.nbytes for a in FedAvg().initial_arrays(2, 8, 0).values())
+    strict = hospital(cloud_site("alpha", 60, 0), tmp_path / "strict", max_model_bytes=sent)
+    assert refused(ask(strict, make_plan())).code == "POLICY_REFUSED"  # headers count, too
+    large = hospital(cloud_site("alpha", 60, 0), tmp_path / "large", max_model_bytes=10 * sent)
+    assert refusal_in(ask(large, make_plan()).content) is None
+
+
+def test_a_refusal_amid_the_work_is_recorded_with_its_code(tmp_path: Path, make_plan: Plan) -> None:
+    site = hospital(cloud_site("alpha", 60, 0), tmp_path, epsilon_per_year=4.0)
+    assert refusal_in(ask(site, private(make_plan, 3)).content) is None
+    assert refused(ask(site, private(make_plan, 3))).code == "BUDGET_EXCEEDED"
+    came, left = records(site)[-2:]
+    assert (came.decision, left.decision) == ("allowed", "BUDGET_EXCEEDED")
+    assert left.epsilon is None
+
+
 def test_a_round_that_the_run_does_not_have_is_refused(site: Hospital, make_plan: Plan) -> None:
     plan = make_plan(rounds=2)
     assert refusal_in(ask(site, plan, round_=2).content) is None
