@@ -18,7 +18,7 @@ from dermino_core.privacy.plan import PrivacyRequest
 from dermino_server.inprocess import InProcessGrid
 from dermino_server.plan import RunPlan
 from dermino_strategies.fedavg import FedAvg
-from dermino_strategies.protocol import Refusal, TrainRequest, pack, refusal_in
+from dermino_strategies.protocol import EvaluateRequest, Refusal, TrainRequest, pack, refusal_in
 
 Plan = Callable[..., RunPlan]
 
@@ -161,6 +161,21 @@ def test_a_full_budget_refuses_before_anything_is_trained(
     monkeypatch.setattr(FedAvg, "private_site_update", never)
     assert refused(ask(site, private(make_plan, 3))).code == "BUDGET_EXCEEDED"
     assert Ledger(site.folder / "ledger").spent(delta=1e-5) == spent
+
+
+def test_the_final_evaluation_gives_back_what_was_not_spent(
+    site: Hospital, make_plan: Plan
+) -> None:
+    plan = private(make_plan, 3)  # of two rounds, of which one is run
+    assert refusal_in(ask(site, plan).content) is None
+    ledger = Ledger(site.folder / "ledger")
+    assert ledger.spent(delta=1e-5) == pytest.approx(3, abs=1e-3)
+    body = EvaluateRequest(task=plan.for_sites(), heads=[])
+    content = pack(body, {"arrays": FedAvg().initial_arrays(2, 8, plan.seed)})
+    grid = InProcessGrid({site.name: make_client_app(lambda _: site)})
+    (reply,) = grid.send_and_receive([Message(content, 2, "evaluate")])
+    assert refusal_in(reply.content) is None
+    assert 0 < ledger.spent(delta=1e-5) < 2.9
 
 
 def test_no_ledger_no_training(site: Hospital, make_plan: Plan) -> None:
