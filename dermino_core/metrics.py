@@ -1,12 +1,13 @@
-"""AUROC and F1 with bootstrap intervals, computed on all replicates at once.
+"""AUROC, F1 and balanced accuracy with bootstrap intervals, on all replicates at once.
 
-A bootstrap replicate is a row of integer weights: how often each test image was drawn. Both
+A bootstrap replicate is a row of integer weights: how often each test image was drawn. All
 metrics are written for a matrix of such weights, so 1,000 replicates cost a few array operations
 instead of 1,000 calls; the point estimate is the row of ones. Images of one group (patient or
 lesion) are drawn together, because they are not independent.
 
 AUROC is the probability that an image of the class scores above one that is not, ties counting
 half (Hanley & McNeil 1982); F1 is van Rijsbergen's. "Macro" is the unweighted mean over classes.
+Balanced accuracy is the macro recall (Brodersen et al. 2010), the metric of Fed-ISIC2019.
 """
 
 from __future__ import annotations
@@ -93,13 +94,47 @@ def macro_f1(
     -------
     Shape [B].
     """
+    return _f1_of(_confusion(labels, predicted, n_classes, weights))
+
+
+def balanced_accuracy(
+    labels: npt.NDArray[np.integer],
+    predicted: npt.NDArray[np.integer],
+    n_classes: int,
+    weights: npt.NDArray[np.integer] | None = None,
+) -> FloatArray:
+    """Mean recall over the classes that are present, of every row of weights.
+
+    Parameters and shape as for :func:`macro_f1`. A class without images is left out of the mean,
+    also where it was predicted.
+    """
+    return _recall_of(_confusion(labels, predicted, n_classes, weights))
+
+
+def _confusion(
+    labels: npt.NDArray[np.integer],
+    predicted: npt.NDArray[np.integer],
+    n_classes: int,
+    weights: npt.NDArray[np.integer] | None,
+) -> FloatArray:
+    """Images of each class (rows) that were called each class (columns), shape [B, C, C]."""
     draws = _draws(labels, weights)
     cell = np.eye(n_classes * n_classes)[labels * n_classes + predicted]
-    confusion = (draws @ cell).reshape(len(draws), n_classes, n_classes)
+    return (draws @ cell).reshape(len(draws), n_classes, n_classes)
+
+
+def _f1_of(confusion: FloatArray) -> FloatArray:
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     union = confusion.sum(axis=1) + confusion.sum(axis=2)
     f1 = np.divide(2 * hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
     return _mean_of_defined(f1.T)
+
+
+def _recall_of(confusion: FloatArray) -> FloatArray:
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    present = confusion.sum(axis=2)
+    recall = np.divide(hits, present, out=np.full(hits.shape, np.nan), where=present > 0)
+    return _mean_of_defined(recall.T)
 
 
 def _draws(labels: npt.NDArray[np.integer], weights: npt.NDArray[np.integer] | None) -> FloatArray:
@@ -146,15 +181,17 @@ def _replicate(
     labels: npt.NDArray[np.integer],
     probabilities: npt.NDArray[np.floating],
     weights: npt.NDArray[np.integer],
-) -> tuple[FloatArray, FloatArray]:
-    """AUROC and F1 of every replicate, in slices that bound memory."""
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """AUROC, F1 and balanced accuracy of every replicate, in slices that bound memory."""
     predicted = probabilities.argmax(axis=1)
     step = max(1, _CELLS // max(1, len(labels)))
     slices = [weights[i : i + step] for i in range(0, len(weights), step)]
     n_classes = probabilities.shape[1]
+    confusion = np.concatenate([_confusion(labels, predicted, n_classes, w) for w in slices])
     return (
         np.concatenate([macro_auroc(labels, probabilities, part) for part in slices]),
-        np.concatenate([macro_f1(labels, predicted, n_classes, part) for part in slices]),
+        _f1_of(confusion),
+        _recall_of(confusion),
     )
 
 
@@ -202,18 +239,21 @@ def evaluate(
     counts = dict(zip(classes, map(int, np.bincount(labels, minlength=n_classes)), strict=True))
     if not len(labels):
         nothing = Estimate(value=None, undefined_because="no test images")
-        return Evaluation(n=0, class_counts=counts, auroc=nothing, f1=nothing)
+        return Evaluation(
+            n=0, class_counts=counts, auroc=nothing, f1=nothing, balanced_accuracy=nothing
+        )
     weights = bootstrap_weights(len(labels), groups=groups, replicates=replicates, seed=seed)
-    auroc, f1 = _replicate(labels, probabilities, weights)
+    auroc, f1, recall = _replicate(labels, probabilities, weights)
     point_auroc = macro_auroc(labels, probabilities)[0]
-    point_f1 = macro_f1(labels, probabilities.argmax(axis=1), n_classes)[0]
+    confusion = _confusion(labels, probabilities.argmax(axis=1), n_classes, None)
     only = next(name for name, count in counts.items() if count)
     draw_roc = curves and not np.isnan(point_auroc)
     return Evaluation(
         n=len(labels),
         class_counts=counts,
         auroc=_estimate(point_auroc, auroc, f"every test image is of one class ({only})"),
-        f1=_estimate(point_f1, f1, "undefined"),
+        f1=_estimate(_f1_of(confusion)[0], f1, "undefined"),
+        balanced_accuracy=_estimate(_recall_of(confusion)[0], recall, "undefined"),
         f1_of_largest_class=_f1_of_largest_class(labels, n_classes),
         roc=roc_curve(labels, probabilities, weights) if draw_roc else None,
         calibration=calibration(labels, probabilities) if curves else None,
@@ -235,22 +275,24 @@ def paired_difference(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Difference:
-    """AUROC and F1 of `first` minus `second`, on the same replicates of the same images."""
+    """Every metric of `first` minus that of `second`, on the same replicates of the same images."""
     n_classes = first.shape[1]
     if not len(labels):
         nothing = Estimate(value=None, undefined_because="no test images")
-        return Difference(auroc=nothing, f1=nothing)
+        return Difference(auroc=nothing, f1=nothing, balanced_accuracy=nothing)
     weights = bootstrap_weights(len(labels), groups=groups, replicates=replicates, seed=seed)
-    auroc_1, f1_1 = _replicate(labels, first, weights)
-    auroc_2, f1_2 = _replicate(labels, second, weights)
+    auroc_1, f1_1, recall_1 = _replicate(labels, first, weights)
+    auroc_2, f1_2, recall_2 = _replicate(labels, second, weights)
     auroc = macro_auroc(labels, first)[0] - macro_auroc(labels, second)[0]
-    f1 = (
-        macro_f1(labels, first.argmax(axis=1), n_classes)[0]
-        - macro_f1(labels, second.argmax(axis=1), n_classes)[0]
+    one, other = (
+        _confusion(labels, model.argmax(axis=1), n_classes, None) for model in (first, second)
     )
+    f1 = _f1_of(one)[0] - _f1_of(other)[0]
+    recall = _recall_of(one)[0] - _recall_of(other)[0]
     return Difference(
         auroc=_estimate(auroc, auroc_1 - auroc_2, "every test image is of one class"),
         f1=_estimate(f1, f1_1 - f1_2, "undefined"),
+        balanced_accuracy=_estimate(recall, recall_1 - recall_2, "undefined"),
     )
 
 

@@ -6,6 +6,9 @@ from types import MappingProxyType
 
 from dermino_core.datasets.derm7pt import CLASSES as DERM7PT_CLASSES
 from dermino_core.datasets.derm7pt import GROUPS as DERM7PT_GROUPS
+from dermino_core.datasets.fed_isic2019 import CENTRES as FED_ISIC2019_CENTRES
+from dermino_core.datasets.fed_isic2019 import LABELS as FED_ISIC2019_LABELS
+from dermino_core.datasets.fed_isic2019 import TRAIN_SHARE as FED_ISIC2019_TRAIN_SHARE
 from dermino_core.datasets.ham10000 import DIAGNOSES as HAM10000_DIAGNOSES
 from dermino_core.datasets.info import MALIGNANCY, DatasetInfo
 from dermino_core.datasets.isic_diagnoses import MEANINGS as ISIC_MEANINGS
@@ -58,6 +61,24 @@ DERMOSCOPY_SETS = (
         licence="CC BY-NC 4.0",
         where="doi.org/10.7910/DVN/DBW86T (Harvard Dataverse)",
         paper_use="not by itself; it is most of ISIC 2018 within ISIC-Duplicate (4.3.2)",
+    ),
+    DatasetInfo(
+        name="fed-isic2019",
+        title="Fed-ISIC2019, ISIC 2019 at six centres",
+        task="diagnosis",
+        classes=tuple(FED_ISIC2019_LABELS.values()),
+        label_map=FED_ISIC2019_LABELS,
+        images=sum(FED_ISIC2019_CENTRES.values()),
+        modality="dermoscopy",
+        licence="CC BY-NC 4.0",
+        where=f"{_ISIC}/#2019 (training images, metadata and ground truth); "
+        "doi.org/10.7910/DVN/DBW86T (HAM10000_metadata); for the published split "
+        "github.com/owkin/FLamby (train_test_split)",
+        paper_use="none; the benchmark of FLamby (arXiv 2210.04620)",
+        options=frozenset({"split"}),
+        reader="fed_isic2019",
+        centres=FED_ISIC2019_CENTRES,
+        train_share=FED_ISIC2019_TRAIN_SHARE,
     ),
     DatasetInfo(
         name="derm7pt",

@@ -25,7 +25,9 @@ class DatasetInfo:
     names for this use; `where` says where a person gets it; `options` are the keyword arguments
     that its `prepare` takes; `reader` is the module that has `prepare`, if it has another name, and
     `arguments` are what that is given for this data set; `label_words` says what the labels are
-    where `label_map` does not, or at too great length.
+    where `label_map` does not, or at too great length. `centres` are the hospitals that a data set
+    for federated learning comes from, and their images: `prepare` writes `CENTRE.csv` for each, and
+    `train_share` is the protocol's share of training images.
     """
 
     name: str
@@ -43,6 +45,8 @@ class DatasetInfo:
     reader: str = ""
     arguments: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     label_words: str = ""
+    centres: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    train_share: float = 0.5
 
     @property
     def prepare(self) -> Prepare:

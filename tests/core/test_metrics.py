@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, roc_auc_score, roc_curve
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score, roc_curve
 
 from dermino_core.metrics import (
+    balanced_accuracy,
     bootstrap_weights,
     calibration,
     evaluate,
@@ -44,6 +45,9 @@ def test_auroc_and_f1_equal_scikit_learn(n_classes: int, ties: bool) -> None:
         assert macro_f1(labels, predicted, n_classes)[0] == pytest.approx(
             f1_score(labels, predicted, average="macro"), abs=1e-12
         )
+        assert balanced_accuracy(labels, predicted, n_classes)[0] == pytest.approx(
+            balanced_accuracy_score(labels, predicted), abs=1e-12
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,6 +69,51 @@ def test_weighted_replicates_equal_repeating_the_images(seed: int, n: int) -> No
             assert np.isnan(auroc[b])
         expected = f1_score(labels[drawn], scores[drawn].argmax(1), average="macro")
         assert f1[b] == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_of_every_replicate_equals_scikit_learn() -> None:
+    """Eight classes, two of them never there but predicted, as at a centre of Fed-ISIC2019."""
+    rng = np.random.default_rng(5)
+    labels, predicted = rng.integers(0, 6, 40), rng.integers(0, 8, 40)
+    weights = bootstrap_weights(40, replicates=25, seed=2)
+    found = balanced_accuracy(labels, predicted, 8, weights)
+    for value, weight in zip(found, weights, strict=True):
+        drawn = np.repeat(np.arange(40), weight)
+        expected = balanced_accuracy_score(labels[drawn], predicted[drawn])
+        assert value == pytest.approx(expected, abs=1e-12)
+
+
+def test_balanced_accuracy_by_hand_and_in_an_evaluation() -> None:
+    """Of a 3 of 4 are found, of b 1 of 2; c has no image, though one is called c."""
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    scores = np.eye(3)[[0, 0, 0, 2, 1, 0]]
+    by_hand = (3 / 4 + 1 / 2) / 2
+    assert balanced_accuracy(labels, scores.argmax(1), 3)[0] == pytest.approx(by_hand)
+    found = evaluate(labels, scores, ["a", "b", "c"]).balanced_accuracy
+    assert found is not None
+    assert found.value == pytest.approx(by_hand)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < by_hand < found.high
+    nothing = evaluate(labels[:0], scores[:0], ["a", "b", "c"]).balanced_accuracy
+    assert nothing is not None
+    assert nothing.value is None
+
+
+def test_difference_in_balanced_accuracy_is_paired() -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 4, 200)
+    first, second = (probabilities(rng, 200, 4, ties=False) for _ in range(2))
+    same = paired_difference(labels, first, first).balanced_accuracy
+    assert same is not None
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    found = paired_difference(labels, first, second).balanced_accuracy
+    assert found is not None
+    expected = balanced_accuracy_score(labels, first.argmax(1)) - balanced_accuracy_score(
+        labels, second.argmax(1)
+    )
+    assert found.value == pytest.approx(expected, abs=1e-12)
 
 
 def test_single_class_is_undefined_and_says_why() -> None:

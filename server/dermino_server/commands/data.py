@@ -102,15 +102,17 @@ def prepare(
             f"give the folder of the download. Get it from: {info.where}", param_hint="RAW"
         )
     given = [*(option or ()), *([] if partition is None else [f"partition={partition}"])]
-    options = _options(info, given)
+    options = parse_reader_options(info, given)
     if download:
         _download(info, raw, options)
     manifest = info.prepare(raw, out, **options)
     _say_rows(manifest)
-    missing = manifest.with_name("missing.csv")
-    if missing.exists():
-        count = len(missing.read_text(encoding="utf-8").splitlines()) - 1
-        warn(f"{count} images of the data set are left out; which, and why: {missing}")
+    say_left_out(manifest.with_name("missing.csv"))
+    if info.centres:
+        say("")
+        say("Next:")
+        say(f"  dermino data sites {info.name} {shlex.quote(str(raw))} --out sites")
+        return
     _say_next(info.name, manifest, raw, federated=info.task in _FEDERATED)
 
 
@@ -156,6 +158,13 @@ def check(
     say(f"{manifest}: {len(table.records)} rows, no errors{warnings}.")
 
 
+def say_left_out(missing: Path) -> None:
+    """Warn of the images that a reader left out, if it wrote such a table."""
+    if missing.exists():
+        count = len(missing.read_text(encoding="utf-8").splitlines()) - 1
+        warn(f"{count} images of the data set are left out; which, and why: {missing}")
+
+
 def _prepare_synthetic(name: str, raw: Path | None, out: Path) -> None:
     if raw is not None:
         raise typer.BadParameter(f"{name} is drawn and reads no folder.", param_hint="RAW")
@@ -166,8 +175,14 @@ def _prepare_synthetic(name: str, raw: Path | None, out: Path) -> None:
     _say_next(name, manifest, out)
 
 
-def _options(info: DatasetInfo, given: Sequence[str]) -> dict[str, object]:
-    """`["split=published"]` -> `{"split": "published"}`, for the reader of `info`."""
+def parse_reader_options(info: DatasetInfo, given: Sequence[str]) -> dict[str, object]:
+    """`["split=published"]` -> `{"split": "published"}`, for the reader of `info`.
+
+    Raises
+    ------
+    typer.BadParameter
+        For a pair that is not NAME=VALUE, or an option that the reader does not have.
+    """
     known = reader_options(info)
     options: dict[str, object] = {}
     for pair in given:

@@ -78,6 +78,7 @@ def _facts(info: Described) -> dict[str, str]:
         "task": info.task,
         "images": f"{info.images:,} ({kind})",
         "labels": info.label_words or _label_words(info.label_map),
+        "centres": ", ".join(f"{name} {images:,}" for name, images in info.centres.items()),
         "licence": info.licence,
         "get it at": info.where,
         "in the paper": info.paper_use,
@@ -86,6 +87,7 @@ def _facts(info: Described) -> dict[str, str]:
             for name, option in reader_options(info).items()
         ),
         "prepare": f"dermino data prepare {info.name} RAW --out FOLDER",
+        "simulate": f"dermino data sites {info.name} RAW --out sites" if info.centres else "",
     }
 
 
