@@ -40,6 +40,7 @@ __all__ = [
     "Preprocessing",
     "describe_backbone",
     "load_backbone",
+    "load_network",
     "save_backbone",
 ]
 
@@ -334,9 +335,29 @@ def save_backbone(
     return card
 
 
+def load_network(spec: str) -> tuple[nn.Module, dict[str, torch.Tensor], BackboneCard]:
+    """The network in float32 on the CPU, its weights as they are in their file, and its card.
+
+    The weights differ from the network's own in the position embedding, which is not resized.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`describe_backbone`.
+    """
+    return _load_network(parse_spec(spec), None)
+
+
 def _load_model(
     spec: BackboneSpec, image_size: int | None, hub_file: Path | None = None
 ) -> tuple[nn.Module, BackboneCard]:
+    model, _, card = _load_network(spec, image_size, hub_file)
+    return model, card
+
+
+def _load_network(
+    spec: BackboneSpec, image_size: int | None, hub_file: Path | None = None
+) -> tuple[nn.Module, dict[str, torch.Tensor], BackboneCard]:
     from dermino_core.backbone_keys import as_in_timm
     from dermino_core.backbone_weights import (
         RANDOM_SEED,
@@ -384,7 +405,7 @@ def _load_model(
             where=weights_file,
             fix="Copy the whole folder again from where it was made.",
         )
-    return model, _card(
+    card = _card(
         spec.text,
         architecture,
         model,
@@ -393,6 +414,7 @@ def _load_model(
         pretrained=weights_file is not None,
         source=source_of(spec, weights_file),
     )
+    return model, weights, card
 
 
 def _card(
