@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,9 @@ def train_head(
     *,
     seed: int,
     device: str = "cpu",
-    title: str,
+    title: str | None,
+    part: tuple[int, int] = (0, 1),
+    on_epoch: Callable[[float], None] | None = None,
 ) -> Head:
     """Build a head and train it on `n` images.
 
@@ -60,11 +63,16 @@ def train_head(
     Parameters
     ----------
     build
-        Makes the untrained head; called under the seed.
+        Makes the head to start from; called under the seed.
     batch_of
         Features and masks of some of the images.
     title
-        Of the progress bar.
+        Of the progress bar; None for none.
+    part
+        (k, of): this call is part k, from 0, of a training in so many equal parts; the cosine
+        goes over all of them.
+    on_epoch
+        Gets the mean loss of each epoch's steps.
 
     Raises
     ------
@@ -79,11 +87,12 @@ def train_head(
     rng = np.random.default_rng(seed)
     per_epoch = max(1, n // settings.batch_size)
     steps = settings.epochs * per_epoch
-    rates = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+    done, whole = part[0] * steps + np.arange(steps), part[1] * steps
+    rates = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * done / whole))
     cards = [torch.device(device)] if device.startswith("cuda") else []
     with (
         torch.random.fork_rng(devices=cards),
-        progress_bar(title, total=settings.epochs * n) as bar,
+        progress_bar(title, total=settings.epochs * n) if title else nullcontext() as bar,
     ):
         torch.manual_seed(seed)
         head = build().to(device).to(memory_format=torch.channels_last).train()
@@ -101,13 +110,16 @@ def train_head(
                 loss.backward()
                 optimizer.step()
                 total += loss.detach()
-                bar.advance(len(rows))
+                if bar is not None:
+                    bar.advance(len(rows))
             if not torch.isfinite(total):
                 raise DerminoError(
                     "RUN_FAILED",
                     "Training of the segmentation head diverged: its loss is not finite.",
                     fix="Use a smaller learning rate.",
                 )
+            if on_epoch is not None:
+                on_epoch(float(total) / per_epoch)
     return head.eval()
 
 
