@@ -16,24 +16,26 @@ methods that average trained heads either: what a hospital did to them cannot be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dermino_core.errors import DerminoError
-from dermino_strategies.base import Arrays, SiteUpdate
-from dermino_strategies.ridge import Ridge
+from dermino_strategies.base import Additive, Arrays, SiteUpdate, Strategy
 
 
 def without_site(
-    strategy: Ridge, arrays: Arrays, kept: Mapping[str, SiteUpdate], site: str
+    strategy: Strategy, arrays: Arrays, kept: Mapping[str, SiteUpdate], site: str
 ) -> Arrays:
     """The global arrays as if a site had never taken part.
 
     Parameters
     ----------
+    strategy
+        One that `keeps_sums`.
     arrays
         Global arrays of the run: for their shapes.
     kept
-        What every site sent, the leaving one included.
+        What every site sent, the leaving one included. Of a method that adds, one is looked up at
+        a time.
 
     Raises
     ------
@@ -45,14 +47,33 @@ def without_site(
         raise DerminoError(
             "CONFIG_INVALID", f"There are no sums of the site '{site}'.", fix=f"Known: {known}."
         )
-    rest = {name: update for name, update in kept.items() if name != site}
+    rest = _Others(kept, site)
     if not rest:
         raise DerminoError("CONFIG_INVALID", f"Without '{site}' no site is left.")
     return strategy.aggregate(arrays, rest)
 
 
+class _Others(Mapping[str, SiteUpdate]):
+    """All but one, looked up when asked for: they may lie on a disk."""
+
+    def __init__(self, kept: Mapping[str, SiteUpdate], without: str) -> None:
+        self._kept = kept
+        self._names = [name for name in kept if name != without]
+
+    def __getitem__(self, name: str) -> SiteUpdate:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def with_site(
-    strategy: Ridge,
+    strategy: Strategy,
     arrays: Arrays,
     kept: Mapping[str, SiteUpdate],
     site: str,
@@ -69,7 +90,7 @@ def with_site(
     return strategy.aggregate(arrays, {**kept, site: update})
 
 
-def taken_out(strategy: Ridge, arrays: Arrays, total: Arrays, update: SiteUpdate) -> Arrays:
+def taken_out(strategy: Additive, arrays: Arrays, total: Arrays, update: SiteUpdate) -> Arrays:
     """As :func:`without_site`, from the sum over all sites and what the leaving one sent.
 
     Raises
