@@ -3,25 +3,32 @@
 Computed inside the hospital, on its own test half, from its features and from the moments of all
 sites less its own: the model it reaches alone (:func:`dermino_core.heads.fit_converged`), the
 federated one, and its personal one (:mod:`dermino_core.personal`), as if it had labelled only so
-many of its training images. Nothing is sent, and no other site is asked.
+many of its training images. No image, label or score is needed from elsewhere, and no other site
+is asked; where a run may, the curve's numbers then go to the coordinator, for its report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from dermino_core.evaluation.label_efficiency import stratified_share
-from dermino_core.heads import fit_converged
+from dermino_core.heads import LinearHead, fit_converged
 from dermino_core.metrics import REPLICATES, bootstrap_weights, macro_auroc
 from dermino_core.moments import Float64, Integers, Moments
 from dermino_core.personal import personal_model
-from dermino_core.results import Estimate
-from dermino_core.ridge import ScoreMoments, calibrate, solve
+from dermino_core.results import Estimate, JoiningCurve, JoiningPoint
+from dermino_core.ridge import (
+    Prior,
+    ScoreMoments,
+    Weighting,
+    calibrate,
+    class_weights,
+    solve,
+)
 
 COUNTS = (0, 10, 20, 40, 80)
 """Numbers of labels, as far as the training half has more; all of it comes last."""
@@ -39,40 +46,6 @@ _PAIRS = {
     "federated_minus_alone": ("federated", "alone"),
     "personal_minus_federated": ("personal", "federated"),
 }
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class JoiningPoint(_Model):
-    """AUROC with so many labels. Means over the draws, with 95 % intervals.
-
-    The intervals hold the chance of which images were tested and, but for all labels, of which
-    were labelled. Differences are paired: same draw, same test images.
-    """
-
-    labels: int = Field(ge=0, description="labelled training images, mean over the draws")
-    draws: int = Field(ge=1)
-    alone: Estimate
-    federated: Estimate
-    personal: Estimate
-    personal_minus_alone: Estimate
-    federated_minus_alone: Estimate
-    personal_minus_federated: Estimate
-
-
-class JoiningCurve(_Model):
-    """One hospital's points, from no label to all it has."""
-
-    n_train: int
-    n_test: int
-    points: list[JoiningPoint]
-
-    @property
-    def all_labels(self) -> JoiningPoint:
-        """The point of all labels that the hospital has."""
-        return self.points[-1]
 
 
 @dataclass(frozen=True)
@@ -103,6 +76,8 @@ def joining_curve(
     penalty: float,
     held_out: ScoreMoments,
     standardise: bool = False,
+    weighting: Weighting = "none",
+    prior: Prior = "observed",
     counts: Sequence[int] = COUNTS,
     draws: int = DRAWS,
     replicates: int = REPLICATES,
@@ -116,7 +91,7 @@ def joining_curve(
         Its halves.
     total, own
         Moments of all sites, and what this site contributed to them.
-    penalty, held_out, standardise
+    penalty, held_out, standardise, weighting, prior
         Of the federated ridge (:func:`dermino_core.ridge.cross_validate`).
     counts
         Numbers of labels. Each is drawn `draws` times: whole patients, the classes about as
@@ -137,21 +112,61 @@ def joining_curve(
         for number, rows in enumerate(choices):
             part = weights[number :: len(choices)]
             models = _models(
-                train.take(rows), test, others, penalty, held_out, standardise=standardise
+                train.take(rows),
+                test,
+                others,
+                penalty,
+                held_out,
+                standardise=standardise,
+                weighting=weighting,
+                prior=prior,
             )
             for name in _MODELS:
-                scores = models[name]
-                found[name].append(
-                    (np.nan, np.full(len(part), np.nan))
-                    if scores is None
-                    else (
-                        float(macro_auroc(test.labels, scores)[0]),
-                        macro_auroc(test.labels, scores, part),
-                    )
-                )
+                found[name].append(_scored(models[name], test, part))
         labels = round(float(np.mean([len(rows) for rows in choices])))
         points.append(_point(labels, found))
     return JoiningCurve(n_train=n, n_test=len(test.labels), points=points)
+
+
+def all_labels_only(
+    test: Half,
+    probabilities: Mapping[str, Float64 | None],
+    *,
+    labels: int,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> JoiningCurve:
+    """A curve of one point, from finished models: where fewer labels cannot be played.
+
+    Parameters
+    ----------
+    probabilities
+        Of `alone`, `federated` and `personal` on the test half, [n, C]; None without a model.
+    labels
+        Labelled training images of the hospital.
+    """
+    weights = bootstrap_weights(
+        len(test.labels), groups=test.groups or None, replicates=replicates, seed=seed
+    )
+    found = {name: [_scored(probabilities[name], test, weights)] for name in _MODELS}
+    return JoiningCurve(n_train=labels, n_test=len(test.labels), points=[_point(labels, found)])
+
+
+def alone_head(labelled: Half, n_classes: int) -> LinearHead | None:
+    """What a hospital trains alone; None without two classes."""
+    if len(np.unique(labelled.labels)) < 2:
+        return None
+    return fit_converged(labelled.features, labelled.labels, n_classes, penalty=ALONE_PENALTY)
+
+
+def _scored(
+    probabilities: Float64 | None, test: Half, weights: npt.NDArray[np.integer]
+) -> tuple[float, Float64]:
+    """AUROC, and that of every replicate; NaN without a model."""
+    if probabilities is None:
+        return np.nan, np.full(len(weights), np.nan)
+    value = float(macro_auroc(test.labels, probabilities)[0])
+    return value, macro_auroc(test.labels, probabilities, weights)
 
 
 def _choices(train: Half, count: int, *, draws: int, seed: int) -> list[Integers]:
@@ -173,12 +188,15 @@ def _models(
     held_out: ScoreMoments,
     *,
     standardise: bool,
+    weighting: Weighting,
+    prior: Prior,
 ) -> dict[str, Float64 | None]:
     """Probabilities of each model on the test half; None where there is no model."""
     n_classes = others.n_classes
     own = Moments.of(labelled.features, labelled.labels, n_classes, per_class=others.per_class)
     total = others + own
-    federated = solve(total, penalty, standardise=standardise)
+    each = class_weights(total.counts, weighting) if total.per_class else None
+    federated = solve(total, penalty, weights=each, standardise=standardise)
     personal = personal_model(
         labelled.features,
         labelled.labels,
@@ -189,16 +207,14 @@ def _models(
         federated=federated,
         held_out=held_out,
         standardise=standardise,
+        prior=prior,
     )
-    found: dict[str, Float64 | None] = {
-        "alone": None,
-        "federated": calibrate(federated, held_out).probabilities(test.features),
+    alone = alone_head(labelled, n_classes)
+    return {
+        "alone": None if alone is None else alone.probabilities(test.features),
+        "federated": calibrate(federated, held_out, prior=prior).probabilities(test.features),
         "personal": personal.head.probabilities(test.features),
     }
-    if len(np.unique(labelled.labels)) > 1:
-        alone = fit_converged(labelled.features, labelled.labels, n_classes, penalty=ALONE_PENALTY)
-        found["alone"] = alone.probabilities(test.features)
-    return found
 
 
 def _point(labels: int, found: dict[str, list[tuple[float, Float64]]]) -> JoiningPoint:
@@ -266,8 +282,9 @@ def sentence(curve: JoiningCurve) -> str:
 
 
 def _signed(value: float) -> str:
-    """With two decimals, and without a minus before 0.00."""
-    return f"{round(value, 2) + 0.0:+.2f}"
+    """With two decimals, and without a sign before 0.00."""
+    rounded = round(value, 2) + 0.0
+    return f"{rounded:+.2f}" if rounded else "0.00"
 
 
 def _verdict(change: Estimate) -> str:

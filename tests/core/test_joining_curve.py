@@ -172,7 +172,7 @@ def test_the_sentence_is_for_a_head_of_department() -> None:
         clear = point(85, Estimate(value=0.02, low=low, high=high))
         assert words in sentence(JoiningCurve(n_train=85, n_test=80, points=[clear]))
     tiny = point(85, Estimate(value=-0.001, low=-0.012, high=0.01))
-    assert "by +0.00 (95 % interval -0.01" in sentence(
+    assert "by 0.00 (95 % interval -0.01" in sentence(
         JoiningCurve(n_train=85, n_test=80, points=[tiny])
     )
     untrainable = point(7, Estimate(value=None), alone=None)
