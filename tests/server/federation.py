@@ -47,6 +47,8 @@ class Federation:
     folder: Path
     port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=lambda: dict(SITES))
+    backbone: str = "demo"
 
     @property
     def keys(self) -> Path:
@@ -101,7 +103,7 @@ class Federation:
     def provision(self) -> None:
         """Enrol every site as people would, but for the registration: that needs the SuperLink."""
         self.init()
-        for name, images in SITES.items():
+        for name, images in self.images.items():
             self.write_site(name, images)
             self.enrol(name)
 
@@ -183,10 +185,10 @@ class Federation:
         return "joining" in self.log(name) and "SuperNode ID" in self.log(name)
 
     def federate_command(self, out: Path, *extra: str) -> list[str]:
-        sites = [part for name in SITES for part in ("--site", name)]
+        sites = [part for name in self.images for part in ("--site", name)]
         return [
-            *(str(BIN / "dermino"), "federate", "--superlink", CONNECTION, "--backbone", "demo"),
-            *(*sites, "--precision", "fp32", "--no-report", "--out", str(out), *extra),
+            *(str(BIN / "dermino"), "federate", "--superlink", CONNECTION, *sites),
+            *("--backbone", self.backbone, "--no-report", "--out", str(out), *extra),
         ]
 
     def federate(self, out: Path, *extra: str) -> subprocess.CompletedProcess[str]:
