@@ -67,6 +67,7 @@ CODES: dict[str, CodeInfo] = {
     "AUDIT_INVALID": CodeInfo(8, "The site's audit log is damaged or was changed."),
     "LEDGER_INVALID": CodeInfo(8, "The site's privacy ledger is damaged."),
     "ENROLMENT_INVALID": CodeInfo(8, "An enrolment file is damaged or of another federation."),
+    "RECEIPT_INVALID": CodeInfo(8, "A receipt was changed, or is not the coordinator's."),
     "JOURNAL_UNWRITABLE": CodeInfo(9, "The site cannot write its audit log or privacy ledger."),
     "POLICY_REFUSED": CodeInfo(9, "The site's policy does not allow this request."),
     "OUTSIDE_HOURS": CodeInfo(9, "The site answers at other hours only."),

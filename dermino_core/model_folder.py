@@ -48,11 +48,16 @@ class ModelInfo(BaseModel):
 
 
 def save_model(folder: Path, head: LinearHead, info: ModelInfo, results: Results) -> None:
+    """Write a federated model with the card that its results make; see :func:`write_model`."""
+    write_model(folder, head, info, _card(info, results))
+
+
+def write_model(folder: Path, head: LinearHead, info: ModelInfo, card: str) -> None:
     """Write the three files; `model.json` last, so that a folder with it is complete."""
     from safetensors.numpy import save
 
     write_atomically(folder / "model.safetensors", save(head.arrays()))
-    write_atomically(folder / "README.md", _card(info, results))
+    write_atomically(folder / "README.md", card)
     write_atomically(folder / "model.json", info.model_dump_json(indent=1) + "\n")
 
 
@@ -90,12 +95,22 @@ def load_model(folder: Path) -> tuple[LinearHead, ModelInfo]:
     return head, info
 
 
-def _interval(estimate: Estimate) -> str:
+def interval_of(estimate: Estimate) -> str:
+    """A number with its interval, or why there is none; for a model card."""
     if estimate.value is None:
         return f"undefined ({estimate.undefined_because})"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _decisions(results: Results, model: str) -> list[Estimate]:
+    """The means that judge decisions: F1 and, of more than two classes, balanced accuracy."""
+    mean = results.mean[model]
+    if len(results.classes) <= 2:
+        return [mean.f1]
+    absent = Estimate(value=None, undefined_because="not measured")
+    return [mean.f1, mean.balanced_accuracy or absent]
 
 
 def _card(info: ModelInfo, results: Results) -> str:
@@ -108,14 +123,26 @@ def _card(info: ModelInfo, results: Results) -> str:
     names = [site.name for site in results.sites]
     scores = "\n".join(
         f"| {model.title} | "
-        + " | ".join(_interval(s.evaluations[model.key].auroc) for s in results.sites)
-        + f" | {_interval(results.mean[model.key].auroc)} | "
-        + f"{_interval(results.mean[model.key].f1)} |"
+        + " | ".join(interval_of(s.evaluations[model.key].auroc) for s in results.sites)
+        + f" | {interval_of(results.mean[model.key].auroc)} | "
+        + " | ".join(interval_of(estimate) for estimate in _decisions(results, model.key))
+        + " |"
         for model in results.models
         if model.key in results.mean
     )
+    means = ["Mean", "Mean F1", *(["Mean balanced accuracy"] if len(results.classes) > 2 else [])]
     tested = ", ".join(f"{site.name} {site.n_test}" for site in results.sites)
     warnings = "\n".join(f"- {text}" for text in results.warnings) or "- none"
+    measured = f"""## AUROC on the sites' test halves (95 % interval)
+
+Test images: {tested}. Means are over these sites, each counting the same. The intervals hold the
+trained model fixed: another seed gives another model.
+
+| Model | {" | ".join([*names, *means])} |
+|{" --- |" * (1 + len(names) + len(means))}
+{scores}"""
+    if not results.models:
+        measured = "## Scores\n\nNone: this model has not been evaluated."
     return f"""# {info.title}
 
 A linear head for the task *{info.task}* (classes: {", ".join(info.classes)}) on the frozen backbone
@@ -130,14 +157,7 @@ Intended use: research on federated learning. Not a medical device, not for diag
 | --- | --- | --- |
 {sites}
 
-## AUROC on the sites' test halves (95 % interval)
-
-Test images: {tested}. Means are over these sites, each counting the same. The intervals hold the
-trained model fixed: another seed gives another model.
-
-| Model | {" | ".join(names)} | Mean | Mean F1 |
-|{" --- |" * (len(names) + 3)}
-{scores}
+{measured}
 
 ## Read this first
 

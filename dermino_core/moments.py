@@ -45,6 +45,26 @@ def matrix_of(triangle: Float64, width: int) -> Float64:
     return matrix + np.triu(matrix, 1).T
 
 
+def class_contrast(counts: Float64, sums: Float64) -> Float64 | None:
+    """Each class's mean feature [C, D], beside the mean of these means; 0 for absent classes.
+
+    It tells in which direction the classes differ, and does not change with how many images of
+    each there are. None with fewer than two classes.
+
+    Parameters
+    ----------
+    counts, sums
+        Images of each class [C], and the sum of their features [C, D].
+    """
+    present = counts > 0
+    if present.sum() < 2:
+        return None
+    contrast = np.zeros(sums.shape)
+    contrast[present] = sums[present] / counts[present, None]
+    contrast[present] -= contrast[present].mean(axis=0)
+    return contrast
+
+
 @dataclass(frozen=True)
 class Moments:
     """Sums over images, float64.

@@ -67,6 +67,9 @@ class Evaluation(_Model):
     class_counts: dict[str, int]
     auroc: Estimate
     f1: Estimate
+    balanced_accuracy: Estimate | None = Field(
+        default=None, description="mean recall over the classes that have test images"
+    )
     f1_of_largest_class: float | None = Field(
         default=None, ge=0, le=1, description="macro F1 of calling every image the largest class"
     )
@@ -79,6 +82,7 @@ class Difference(_Model):
 
     auroc: Estimate
     f1: Estimate
+    balanced_accuracy: Estimate | None = None
 
 
 class Transfer(_Model):
@@ -101,14 +105,29 @@ class Rejection(_Model):
     sentence: str
 
 
-class RoundRecord(_Model):
-    """One line of `metrics.jsonl`: a training round, or the final evaluation."""
+class Suspicion(_Model):
+    """A site whose update does not fit the others': a reason to ask, not a proof."""
 
-    round: int = Field(description="1-based; the final evaluation has rounds + 1")
-    kind: Literal["train", "evaluate"]
+    site: str
+    reason: Literal["length", "direction"]
+    value: float = Field(description="length over the others' median, or cosine with their mean")
+    score: float = Field(description="robust z-score of it among the others")
+    sentence: str
+
+
+class RoundRecord(_Model):
+    """One line of `metrics.jsonl`: the statistics, a training round, or the final evaluation."""
+
+    round: int = Field(
+        description="1-based; the statistics before have 0, the final evaluation rounds + 1"
+    )
+    kind: Literal["statistics", "train", "evaluate"]
     seconds: float = Field(description="wall clock at the coordinator, transport included")
     sites: list[str] = Field(description="sites whose reply was used")
     rejected: list[Rejection] = []
+    kept: list[str] = Field(
+        default=[], description="sites whose sums an earlier run left; they were not asked"
+    )
     transfers: list[Transfer] = []
     examples: dict[str, int] = Field(default={}, description="site -> images trained on")
     train_loss: dict[str, float] = Field(default={}, description="site -> mean loss, last epoch")
@@ -119,6 +138,50 @@ class RoundRecord(_Model):
         default={}, description="site -> AUROC of the global model after this round"
     )
     f1: dict[str, float | None] = {}
+    dice: dict[str, float | None] = Field(
+        default={}, description="segmentation: site -> mean Dice of the head after this round"
+    )
+    update_length: dict[str, float] = Field(
+        default={}, description="site -> length of the change it sent; where updates are compared"
+    )
+    update_cosine: dict[str, float] = Field(
+        default={}, description="site -> cosine of its change with the other sites' mean direction"
+    )
+    suspicious: list[Suspicion] = []
+
+
+class SiteDistance(_Model):
+    """How far a site is from the others, what chance alone gives on average, and a z-score."""
+
+    value: float = Field(ge=0)
+    chance: float = Field(ge=0)
+    score: float
+
+
+class SiteLikeness(_Model):
+    """What a site told of its training images, and how it lies to the others."""
+
+    site: str
+    images: int
+    class_counts: dict[str, int | None] = Field(description="None: not told")
+    few: list[str] = Field(default=[], description="classes below the minimum, where that is told")
+    drift: SiteDistance | None = Field(
+        default=None, description="mean feature from the others', in standard deviations"
+    )
+    class_shares: SiteDistance | None = Field(
+        default=None, description="total variation distance of the class shares from the others'"
+    )
+    contrast: float | None = Field(
+        default=None, description="cosine of how its classes differ with how the others' do"
+    )
+
+
+class SiteStatistics(_Model):
+    """What was told and found before anything was trained. Numbers derived from it, no features."""
+
+    min_count: int = Field(description="the coordinator's; a site may have a larger one")
+    sites: list[SiteLikeness]
+    suspicious: list[Suspicion] = Field(default=[], description="classes against the others'")
 
 
 class ModelSummary(_Model):
@@ -126,6 +189,37 @@ class ModelSummary(_Model):
 
     auroc: Estimate
     f1: Estimate
+    balanced_accuracy: Estimate | None = None
+
+
+class JoiningPoint(_Model):
+    """AUROC with so many labels. Means over the draws, with 95 % intervals.
+
+    The intervals hold the chance of which images were tested and, but for all labels, of which
+    were labelled. Differences are paired: same draw, same test images.
+    """
+
+    labels: int = Field(ge=0, description="labelled training images, mean over the draws")
+    draws: int = Field(ge=1)
+    alone: Estimate
+    federated: Estimate
+    personal: Estimate
+    personal_minus_alone: Estimate
+    federated_minus_alone: Estimate
+    personal_minus_federated: Estimate
+
+
+class JoiningCurve(_Model):
+    """One hospital's points, from no label to all it has; all labels are always there."""
+
+    n_train: int = Field(ge=0)
+    n_test: int = Field(ge=0)
+    points: list[JoiningPoint] = Field(min_length=1, max_length=20)
+
+    @property
+    def all_labels(self) -> JoiningPoint:
+        """The point of all labels that the hospital has."""
+        return self.points[-1]
 
 
 class SiteResult(_Model):
@@ -142,6 +236,9 @@ class SiteResult(_Model):
     evaluations: dict[str, Evaluation] = Field(description="model key -> evaluation")
     global_minus: dict[str, Difference] = Field(
         default={}, description="model key -> the federated model minus that model, paired"
+    )
+    joining: JoiningCurve | None = Field(
+        default=None, description="what joining gives it, against the number of its labels"
     )
 
 
@@ -240,15 +337,24 @@ class Results(_Model):
     )
     cross_site: CrossSite | None = None
     secure_aggregation: bool = False
+    personal: bool = Field(
+        default=False, description="every site was sent the sums of all, for a model of its own"
+    )
     totals: SiteTotals | None = Field(
         default=None, description="under secure aggregation, in place of `sites`"
     )
     privacy: dict[str, SitePrivacy] = Field(
         default={}, description="site -> its privacy cost; empty: trained without a guarantee"
     )
+    statistics: SiteStatistics | None = Field(
+        default=None, description="of the sites before training; None: not asked for"
+    )
     rounds: list[RoundRecord]
     seconds: dict[str, float] = Field(default={}, description="stage -> seconds")
     missing_sites: list[str] = []
+    withdrawn: list[str] = Field(
+        default=[], description="sites whose part was taken out of the sums, as if never asked"
+    )
     warnings: list[str] = []
 
     @property

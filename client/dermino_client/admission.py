@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from dermino_client.hospital import Hospital
 from dermino_client.policy import RequestFacts, check_policy
 from dermino_core.errors import DerminoError
-from dermino_strategies.protocol import Task
+from dermino_strategies.protocol import Task, Totals
 
 
 def admit(
@@ -21,6 +21,7 @@ def admit(
     *,
     round_: int = 1,
     other_sites: int | None = None,
+    totals: Totals | None = None,
 ) -> None:
     """Hold a request to the site's policy.
 
@@ -30,6 +31,8 @@ def admit(
         Of the request; the final evaluation comes after the last one.
     other_sites
         Of secure aggregation, as the request tells.
+    totals
+        Of the request; before there are any, the task says how many sites will be in them.
 
     Raises
     ------
@@ -56,5 +59,13 @@ def admit(
         privacy=task.privacy,
         secure_aggregation=task.secure_aggregation,
         other_sites=other_sites,
+        personal=task.personal,
+        personal_others=_others_in_totals(task, totals),
     )
     check_policy(hospital.policy, facts, now)
+
+
+def _others_in_totals(task: Task, totals: Totals | None) -> int | None:
+    if totals is not None:
+        return totals.sites - totals.with_yours
+    return None if task.fewest_sites is None else task.fewest_sites - 1

@@ -14,9 +14,12 @@ from dermino_client.admission import admit
 from dermino_client.desk import Answer, Work, attend, refusal
 from dermino_client.hospital import Hospital, hospital_of
 from dermino_client.own_results import keep_evaluation
+from dermino_client.personal_work import personal_part, read_personal
 from dermino_client.secure_work import SECURE
+from dermino_client.segmentation_work import EVALUATE_SEGMENTATION, TRAIN_SEGMENTATION
 from dermino_client.site import read_site
 from dermino_client.spending import settle
+from dermino_client.statistics import STATISTICS
 from dermino_client.work import evaluate_heads, expected_arrays, for_coordinator, train
 from dermino_core.errors import DerminoError
 from dermino_core.heads import LinearHead
@@ -56,9 +59,21 @@ def make_client_app(load: Callable[[Context], Hospital]) -> ClientApp:
     def _evaluate(message: Message, context: Context) -> Message:
         return _answer(message, context, load, EVALUATE)
 
+    @client_app.train("segmentation")
+    def _train_segmentation(message: Message, context: Context) -> Message:
+        return _answer(message, context, load, TRAIN_SEGMENTATION)
+
+    @client_app.evaluate("segmentation")
+    def _evaluate_segmentation(message: Message, context: Context) -> Message:
+        return _answer(message, context, load, EVALUATE_SEGMENTATION)
+
     @client_app.query()
     def _query(message: Message, context: Context) -> Message:
         return _answer(message, context, load, NAME)
+
+    @client_app.query("statistics")
+    def _query_statistics(message: Message, context: Context) -> Message:
+        return _answer(message, context, load, STATISTICS)
 
     return client_app
 
@@ -93,7 +108,7 @@ def _train(request: TrainRequest, content: RecordDict, hospital: Hospital) -> An
 def _admit_evaluation(content: RecordDict, hospital: Hospital, now: datetime) -> EvaluateRequest:
     request = unpack(content, EvaluateRequest)
     _must_be_plain(request.task)
-    admit(hospital, request.task, content, now)
+    admit(hospital, request.task, content, now, totals=request.totals)
     return request
 
 
@@ -101,8 +116,11 @@ def _evaluate(request: EvaluateRequest, content: RecordDict, hospital: Hospital)
     like = expected_arrays(hospital.prepared, request.task)
     head_like = LinearHead.arrays_like(len(request.task.classes), request.task.width)
     heads = {name: _arrays(content, f"head.{name}", head_like) for name in request.heads}
-    reply = evaluate_heads(hospital.prepared, request, _arrays(content, "arrays", like), heads)
-    keep_evaluation(hospital, request.task, reply)
+    arrays = _arrays(content, "arrays", like)
+    personal = read_personal(content, hospital.prepared, request.task)
+    own = personal_part(hospital.prepared, request.task, request.totals, arrays, personal)
+    reply = evaluate_heads(hospital.prepared, request, arrays, heads, own)
+    keep_evaluation(hospital, request.task, reply, own)
     settle(hospital, request.task)
     return Answer(pack(for_coordinator(reply, request.task)))
 

@@ -36,4 +36,19 @@ def check_site(site: Site) -> PreparedSite:
         f"{site.name}: backbone {card.name}, {card.width} features, {prepared.precision}, "
         f"fingerprint {card.fingerprint[:16]}"
     )
+    if site.segmentation is not None:
+        _check_masks(site)
     return prepared
+
+
+def _check_masks(site: Site) -> None:
+    from dermino_client.segmentation_prepare import prepare_masks
+
+    masks = prepare_masks(site)
+    say(
+        f"{site.name}: segmentation: {len(masks.train)} training images in {masks.views} views, "
+        f"{len(masks.test)} test images of {len(set(masks.units))} groups, {masks.left_out} left "
+        f"out, {masks.embedded} newly embedded; {masks.image_size} pixels, {masks.depths} depths"
+    )
+    for note in masks.notes:
+        say(f"{site.name}: segmentation: {note}")

@@ -21,6 +21,10 @@ from dermino_client.commands.enrol import (
 )
 from dermino_client.commands.preview import EXAMPLE as PREVIEW_EXAMPLE
 from dermino_client.commands.preview import preview
+from dermino_client.commands.receipt import EXAMPLE as RECEIPT_EXAMPLE
+from dermino_client.commands.receipt import receipt
+from dermino_client.commands.results import EXAMPLE as RESULTS_EXAMPLE
+from dermino_client.commands.results import results
 from dermino_core import __version__
 from dermino_core.console import EXIT_CODES_HELP, say
 from dermino_core.errors import DerminoError
@@ -37,6 +41,8 @@ app.command()(budget)
 app.command(epilog=ENROL_EXAMPLE)(enrol)
 app.command(epilog=MEMBERS_EXAMPLE)(members)
 app.command(epilog=PREVIEW_EXAMPLE)(preview)
+app.command(epilog=RECEIPT_EXAMPLE)(receipt)
+app.command(epilog=RESULTS_EXAMPLE)(results)
 
 
 def _print_version(value: bool) -> None:

@@ -15,6 +15,7 @@ from dermino_client.audit import AuditLog
 from dermino_client.ledger import Ledger, Limits
 from dermino_client.policy import PolicySection
 from dermino_client.prepare import PreparedSite, load_prepared
+from dermino_client.segmentation_prepare import PreparedMasks, load_masks, no_masks
 from dermino_client.site import Site
 
 
@@ -30,6 +31,7 @@ class Hospital:
     policy: PolicySection
     folder: Path
     load: Callable[[], PreparedSite]
+    load_masks: Callable[[], PreparedMasks] = no_masks
 
     @cached_property
     def prepared(self) -> PreparedSite:
@@ -41,6 +43,18 @@ class Hospital:
             `DATA_CHANGED` if the site was not prepared or its files changed since.
         """
         return self.load()
+
+    @cached_property
+    def masks(self) -> PreparedMasks:
+        """Patch features and masks.
+
+        Raises
+        ------
+        DerminoError
+            `REQUEST_MISMATCH` if the site takes no part in segmentation; `DATA_CHANGED` if it was
+            not prepared or its files changed since.
+        """
+        return self.load_masks()
 
     @property
     def audit(self) -> AuditLog:
@@ -64,4 +78,10 @@ class Hospital:
 
 def hospital_of(site: Site) -> Hospital:
     """The hospital of a site file."""
-    return Hospital(site.name, site.policy, site.folder, lambda: load_prepared(site))
+    return Hospital(
+        site.name,
+        site.policy,
+        site.folder,
+        lambda: load_prepared(site),
+        lambda: load_masks(site),
+    )

@@ -123,8 +123,8 @@ class PolicySection(BaseModel):
         default=2,
         strict=True,
         ge=1,
-        description="fewest other sites in secure aggregation; with one other site, that site "
-        "can subtract its own part from the sum",
+        description="fewest other sites in secure aggregation, and in the sums of a run with "
+        "personal models; with one other site, that site can subtract its own part from the sum",
     )
     new_members: Literal["authority", "ask"] = Field(
         default="authority",
@@ -152,6 +152,25 @@ class PolicySection(BaseModel):
         description="whether the coordinator gets the head that this site trains alone, for the "
         "cross-site matrix, when it asks; if not, the reply leaves it out",
     )
+    allow_personal: bool = Field(
+        default=True,
+        strict=True,
+        description="whether to take part in runs with personal models: there every site gets the "
+        "sum of all sites' sums, this one's among them, for a model of its own; without "
+        "differential privacy at least min_other_sites others must be in it",
+    )
+    share_statistics: bool = Field(
+        default=True,
+        strict=True,
+        description="whether the coordinator gets counts, means and variances of the training "
+        "images before a run that has neither privacy nor secure aggregation",
+    )
+    min_count: int = Field(
+        default=5,
+        strict=True,
+        ge=2,
+        description="smallest count told in these statistics; means take at least 20 images",
+    )
 
 
 @dataclass(frozen=True)
@@ -159,7 +178,8 @@ class RequestFacts:
     """What the policy looks at: plain values, filled from a message and from this site.
 
     `images_per_class` are this site's training images, class name -> number; `model_bytes` is the
-    size of the arrays of one model; `other_sites` is None where a request does not tell.
+    size of the arrays of one model; `other_sites` is None where a request does not tell, and
+    `personal_others` are those that will be in the sums that every site gets.
     """
 
     task: str
@@ -171,6 +191,8 @@ class RequestFacts:
     privacy: PrivacyRequest | None = None
     secure_aggregation: bool = False
     other_sites: int | None = None
+    personal: bool = False
+    personal_others: int | None = None
 
 
 def check_policy(policy: PolicySection, facts: RequestFacts, now: datetime) -> None:
@@ -211,6 +233,7 @@ def broken_rules(policy: PolicySection, facts: RequestFacts) -> list[str]:
         *_about_images(policy, facts),
         *_about_privacy(policy, facts),
         *_about_others(policy, facts),
+        *_about_personal(policy, facts),
     ]
 
 
@@ -284,6 +307,22 @@ def _about_others(policy: PolicySection, facts: RequestFacts) -> list[str]:
             f"{policy.min_other_sites}"
         ]
     return []
+
+
+def _about_personal(policy: PolicySection, facts: RequestFacts) -> list[str]:
+    if not facts.personal:
+        return []
+    broken = []
+    if not policy.allow_personal:
+        broken.append("allow_personal: every site would get the sum of all sites' sums")
+    others = facts.personal_others
+    if facts.privacy is None and (others is None or others < policy.min_other_sites):
+        given = "it does not say how many" if others is None else f"{others}"
+        broken.append(
+            f"min_other_sites: {given} other sites are in the sums that every site gets, needed "
+            f"are {policy.min_other_sites}"
+        )
+    return broken
 
 
 def _any_of(names: list[str]) -> str:

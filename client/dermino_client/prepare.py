@@ -34,7 +34,11 @@ SNAPSHOT_VERSION = 2
 
 @dataclass(frozen=True)
 class PreparedSite:
-    """A site's features [n, D], class indices [n] and split, in the order of the manifest."""
+    """A site's features [n, D], class indices [n] and split, in the order of the manifest.
+
+    `paths` are the images behind the features, `backbone_spec`, `cache` and `device` how they were
+    embedded; without `paths` the site can do no more than what needs features.
+    """
 
     name: str
     task: str
@@ -49,6 +53,10 @@ class PreparedSite:
     card: BackboneCard
     precision: str
     decoded: int = 0
+    paths: tuple[Path, ...] = ()
+    backbone_spec: str = ""
+    cache: Path | None = None
+    device: str = "auto"
 
     @property
     def backbone_fingerprint(self) -> str:
@@ -177,6 +185,10 @@ def prepare_site(
         card=table.card,
         precision=table.precision,
         decoded=table.decoded,
+        paths=tuple(paths[row] for row in table.rows),
+        backbone_spec=backbone or site.backbone_spec,
+        cache=cache or site.cache,
+        device=site.backbone.device,
     )
     _both_halves(site, prepared)
     if backbone is None and precision is None and cache is None:
@@ -292,6 +304,7 @@ def _write_snapshot(
         "card": card_to_dict(prepared.card),
         "precision": prepared.precision,
         "paths": [os.fspath(path) for path in paths],
+        "embedded": [os.fspath(path) for path in prepared.paths],
     }
     buffer = io.BytesIO()
     np.savez(
@@ -365,4 +378,8 @@ def load_prepared(site: Site) -> PreparedSite:
         unreadable=facts["unreadable"],
         card=card_from_dict(facts["card"]),
         precision=facts["precision"],
+        paths=tuple(Path(path) for path in facts.get("embedded", ())),
+        backbone_spec=site.backbone_spec,
+        cache=site.cache,
+        device=site.backbone.device,
     )

@@ -24,7 +24,7 @@ from dermino_client.spending import reserve
 from dermino_core.errors import DerminoError
 from dermino_core.privacy.accounting import epsilon
 from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
-from dermino_strategies.base import Additive, Private, SiteData, Strategy
+from dermino_strategies.base import Additive, Personalises, Private, SiteData, Strategy
 from dermino_strategies.protocol import Task, size_in_bytes
 from dermino_strategies.registry import get_strategy
 
@@ -41,7 +41,9 @@ class Wish:
     rounds: int = 2
     privacy: PrivacyRequest | None = None
     secure_aggregation: bool = False
+    personal: bool = False
     others: Sequence[str] = ()
+    statistics: bool = False
     seed: int = 0
     replicates: int = 1000
 
@@ -58,7 +60,7 @@ class SentArray:
 
 @dataclass(frozen=True)
 class Sent:
-    """One message that would leave. The final evaluation has the round after the last.
+    """One message that would leave. Statistics have round 0, the evaluation that after the last.
 
     `bytes` is the payload as `dermino_strategies.protocol.size_in_bytes` counts it, for the
     coordinator's report too.
@@ -114,8 +116,8 @@ def preview(site: Site, wish: Wish) -> Preview:
     prepared = load_prepared(site)
     strategy = get_strategy(wish.strategy, wish.settings)
     _check_protection(strategy, wish)
-    task = _task(prepared, wish)
     others = list(wish.others) or _other_names(site, wish)
+    task = _task(prepared, wish, len(others) + 1)
     with tempfile.TemporaryDirectory(prefix="dermino-preview-") as folder:
         strict = _hospital(site, prepared, site.policy, Path(folder) / "strict")
         lenient = _hospital(site, prepared, _lenient(site.policy), Path(folder) / "lenient")
@@ -123,7 +125,8 @@ def preview(site: Site, wish: Wish) -> Preview:
         refusal = _decision(strict, task, others, plan)
         cost = None if plan is None else _cost(site, lenient, task, plan)
         messages = tuple(
-            _described(round_, content) for round_, content in rehearse(lenient, task, others)
+            _described(round_, content)
+            for round_, content in rehearse(lenient, task, others, statistics=wish.statistics)
         )
     return Preview(site.name, messages, cost, refusal)
 
@@ -136,9 +139,11 @@ def _check_protection(strategy: Strategy, wish: Wish) -> None:
             "CONFIG_INVALID",
             f"{wish.strategy} needs each site's own update, which secure aggregation hides.",
         )
+    if wish.personal and not isinstance(strategy, Personalises):
+        raise DerminoError("CONFIG_INVALID", f"{wish.strategy} makes no personal models.")
 
 
-def _task(prepared: PreparedSite, wish: Wish) -> Task:
+def _task(prepared: PreparedSite, wish: Wish, sites: int) -> Task:
     return Task(
         run_id=uuid4().hex,
         name=prepared.task,
@@ -152,12 +157,14 @@ def _task(prepared: PreparedSite, wish: Wish) -> Task:
         replicates=wish.replicates,
         privacy=wish.privacy,
         secure_aggregation=wish.secure_aggregation,
+        personal=wish.personal,
+        fewest_sites=sites if wish.personal else None,
     )
 
 
 def _other_names(site: Site, wish: Wish) -> list[str]:
-    """As many as secure aggregation needs; else none, as only their number could matter."""
-    if not wish.secure_aggregation:
+    """As many as sums over sites need; else none, as only their number could matter."""
+    if not (wish.secure_aggregation or wish.personal):
         return []
     number = max(_FEWEST_OTHERS, site.policy.min_other_sites)
     return [f"other-site-{i + 1}" for i in range(number)]
@@ -173,6 +180,8 @@ def _lenient(policy: PolicySection) -> PolicySection:
         delta=policy.delta,
         min_other_sites=1,
         share_local_head=policy.share_local_head,
+        share_statistics=policy.share_statistics,
+        min_count=policy.min_count,
     )
 
 

@@ -1,7 +1,8 @@
 """A run with this site's own data and code, of which nothing leaves: what each message would hold.
 
 The same functions answer as in a real run, in a folder that is removed afterwards. The coordinator
-is played; the other sites of secure aggregation have made-up names and add zeros.
+is played. The other sites have made-up names; in secure aggregation they add zeros, else they send
+what this site sends.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ from dermino_client.hospital import Hospital
 from dermino_client.members import pin_keys
 from dermino_client.membership import own_identity
 from dermino_client.secure_work import SECURE
-from dermino_core.errors import DerminoError
+from dermino_client.statistics import STATISTICS
+from dermino_core.errors import CODES, DerminoError
 from dermino_core.heads import LinearHead
-from dermino_strategies.base import Additive, Arrays
+from dermino_core.site_statistics import FEWEST_COUNT
+from dermino_strategies.base import Additive, Arrays, Personalises
 from dermino_strategies.protocol import (
     EvaluateRequest,
+    Refusal,
     SecureReply,
     SecureRequest,
+    StatisticsRequest,
     Task,
+    Totals,
     TrainRequest,
+    bound_arrays,
     pack,
     read_arrays,
     unpack,
@@ -67,7 +74,8 @@ def first_request(name: str, task: Task, others: Sequence[str]) -> tuple[Work[An
     name, others
         This site and the other ones.
     """
-    arrays = _initial_arrays(task)
+    strategy = get_strategy(task.strategy, task.settings)
+    arrays = strategy.for_sites(_initial_arrays(task))
     if not task.secure_aggregation:
         return TRAIN, _train_request(task, 1, arrays)
     session = _session(task, "train", 1, arrays, len(others) + 1)
@@ -75,7 +83,9 @@ def first_request(name: str, task: Task, others: Sequence[str]) -> tuple[Work[An
     return SECURE, _secure_request(task, session, "keys", invited, {})
 
 
-def rehearse(hospital: Hospital, task: Task, others: Sequence[str]) -> Leaving:
+def rehearse(
+    hospital: Hospital, task: Task, others: Sequence[str], *, statistics: bool = False
+) -> Leaving:
     """Go through a whole run as the only site whose data counts.
 
     Parameters
@@ -85,12 +95,16 @@ def rehearse(hospital: Hospital, task: Task, others: Sequence[str]) -> Leaving:
         folder must be that of an enrolled site, or a copy.
     others
         Names of the other sites.
+    statistics
+        Whether the run asks for them before its first round; the message has the round 0.
 
     Raises
     ------
     DerminoError
-        Whatever the site refuses a request for.
+        Whatever the site refuses a request for, but for the statistics: the run goes on.
     """
+    if statistics:
+        yield 0, _statistics(hospital, task)
     arrays = _initial_arrays(task)
     if task.secure_aggregation:
         yield from _secure_run(hospital, task, others, arrays)
@@ -98,9 +112,17 @@ def rehearse(hospital: Hospital, task: Task, others: Sequence[str]) -> Leaving:
         yield from _plain_run(hospital, task, others, arrays)
 
 
+def _statistics(hospital: Hospital, task: Task) -> RecordDict:
+    content = pack(StatisticsRequest(task=task, min_count=FEWEST_COUNT))
+    try:
+        return _ask(STATISTICS, content, hospital)
+    except DerminoError as error:
+        return pack(Refusal(code=error.code, sentence=CODES[error.code].safe_sentence))
+
+
 def _initial_arrays(task: Task) -> Arrays:
     strategy = get_strategy(task.strategy, task.settings)
-    return strategy.for_sites(strategy.initial_arrays(len(task.classes), task.width, task.seed))
+    return strategy.initial_arrays(len(task.classes), task.width, task.seed)
 
 
 def _ask(work: Work[Any], content: RecordDict, hospital: Hospital) -> RecordDict:
@@ -118,7 +140,8 @@ def _plain_run(hospital: Hospital, task: Task, others: Sequence[str], arrays: Ar
     strategy = get_strategy(task.strategy, task.settings)
     heads: dict[str, Arrays] = {}
     for round_ in range(1, task.rounds + 1):
-        content = _ask(TRAIN, _train_request(task, round_, arrays), hospital)
+        request = _train_request(task, round_, strategy.for_sites(arrays))
+        content = _ask(TRAIN, request, hospital)
         yield round_, content
         if "local" in content.array_records:
             # No other site's head is here: this site's own has the same size.
@@ -127,10 +150,23 @@ def _plain_run(hospital: Hospital, task: Task, others: Sequence[str], arrays: Ar
             )
             heads = dict.fromkeys(sorted([hospital.name, *others]), own)
         update = unpack_update(content, strategy.update_like(arrays))
-        arrays = strategy.aggregate(arrays, {hospital.name: update})
-    named = {f"head.{name}": head for name, head in heads.items()}
-    request = EvaluateRequest(task=task, heads=list(heads))
-    yield task.rounds + 1, _ask(EVALUATE, pack(request, {"arrays": arrays} | named), hospital)
+        arrays = strategy.aggregate(arrays, dict.fromkeys([hospital.name, *others], update))
+    groups = {"arrays": strategy.for_sites(arrays)} | _personal(task, arrays)
+    groups |= {f"head.{name}": head for name, head in heads.items()}
+    request = EvaluateRequest(task=task, heads=list(heads), totals=_totals(task, others))
+    yield task.rounds + 1, _ask(EVALUATE, pack(request, groups), hospital)
+
+
+def _personal(task: Task, arrays: Arrays) -> dict[str, Arrays]:
+    """The group of arrays for models of the sites' own; none where the run makes none."""
+    strategy = get_strategy(task.strategy, task.settings)
+    if not (task.personal and isinstance(strategy, Personalises)):
+        return {}
+    return {"personal": strategy.for_personal(arrays)}
+
+
+def _totals(task: Task, others: Sequence[str]) -> Totals | None:
+    return Totals(sites=len(others) + 1, with_yours=True) if task.personal else None
 
 
 def _session(task: Task, step: Step, round_: int, arrays: Arrays, sites: int) -> Session:
@@ -145,7 +181,12 @@ def _session(task: Task, step: Step, round_: int, arrays: Arrays, sites: int) ->
 
 
 def _secure_request(
-    task: Task, session: Session, stage: Stage, request: messages.Request, arrays: Arrays
+    task: Task,
+    session: Session,
+    stage: Stage,
+    request: messages.Request,
+    groups: dict[str, Arrays],
+    totals: Totals | None = None,
 ) -> RecordDict:
     body = SecureRequest(
         task=task,
@@ -153,8 +194,9 @@ def _secure_request(
         step=session.purpose,
         stage=stage,
         request=request.model_dump_json(),
+        totals=totals if stage == "masked" else None,
     )
-    return pack(body, {"arrays": arrays} if stage == "masked" else None)
+    return pack(body, groups if stage == "masked" else None)
 
 
 def _secure_run(hospital: Hospital, task: Task, others: Sequence[str], arrays: Arrays) -> Leaving:
@@ -194,16 +236,20 @@ class _Sum:
     ) -> Leaving:
         """What this site sends at each stage; afterwards `total` is the sum."""
         names = sorted([hospital.name, *self.sites])
-        session = _session(task, step, round_, arrays, len(names))
+        strategy = get_strategy(task.strategy, task.settings)
+        sent = {"arrays": strategy.for_sites(arrays)}
+        sent |= _personal(task, arrays) if step == "evaluate" else {}
+        bound = bound_arrays(sent["arrays"], sent.get("personal", {}))
+        session = _session(task, step, round_, bound, len(names))
         coordinator = Coordinator(session, names, self.members, limits=self.limits, like=self.like)
         while (stage := coordinator.stage) not in ("done", "aborted"):
             for name, request in coordinator.requests().items():
                 if name != hospital.name:
                     coordinator.receive(name, *self._made_up(name, request))
                     continue
-                content = _ask(
-                    SECURE, _secure_request(task, session, stage, request, arrays), hospital
-                )
+                totals = _totals(task, list(self.sites)) if "personal" in sent else None
+                asked = _secure_request(task, session, stage, request, sent, totals)
+                content = _ask(SECURE, asked, hospital)
                 yield round_, content
                 coordinator.receive(name, *self._received(content))
             coordinator.advance()

@@ -16,6 +16,7 @@ from dermino_client.hospital import Hospital
 from dermino_client.members import Members
 from dermino_client.membership import own_identity
 from dermino_client.own_results import keep_evaluation
+from dermino_client.personal_work import personal_part, read_personal
 from dermino_client.spending import settle
 from dermino_client.work import check_task, evaluate_heads, expected_arrays, site_update
 from dermino_core.errors import DerminoError
@@ -24,6 +25,7 @@ from dermino_strategies.protocol import (
     EvaluateRequest,
     SecureReply,
     SecureRequest,
+    bound_arrays,
     pack,
     read_arrays,
     unpack,
@@ -68,7 +70,15 @@ def _admit(content: RecordDict, hospital: Hospital, now: datetime) -> Stage:
     others = hospital.policy.min_other_sites  # who takes part is checked by the later stages
     if isinstance(message, messages.KeysRequest):
         others = len(message.invited) - 1
-    admit(hospital, asked.task, content, now, round_=asked.round, other_sites=others)
+    admit(
+        hospital,
+        asked.task,
+        content,
+        now,
+        round_=asked.round,
+        other_sites=others,
+        totals=asked.totals,
+    )
     return Stage(asked, message)
 
 
@@ -130,14 +140,18 @@ def _masked(
         raise DerminoError(
             "REQUEST_INVALID", f"The coordinator's arrays are not usable: {error}."
         ) from None
-    build = _training if asked.step == "train" else _evaluation
-    summand = build(asked, arrays, hospital)
+    personal: Arrays = {}
+    if asked.step == "train":
+        summand = _training(asked, arrays, hospital)
+    else:
+        personal = read_personal(content, hospital.prepared, asked.task)
+        summand = _evaluation(asked, arrays, personal, hospital)
     reply, vector = site.masked(
         message,
         summand.compute,
         limits=summand.limits,
         like=summand.like,
-        task_digest=task_digest(asked.task.model_dump_json(), arrays),
+        task_digest=task_digest(asked.task.model_dump_json(), bound_arrays(arrays, personal)),
     )
     body = SecureReply(stage="masked", reply=reply.model_dump_json())
     return Answer(pack(body, {"masked": {"vector": np.asarray(vector)}}), epsilon=summand.epsilon)
@@ -159,13 +173,16 @@ def _training(asked: SecureRequest, arrays: Arrays, hospital: Hospital) -> _Summ
     return summand
 
 
-def _evaluation(asked: SecureRequest, arrays: Arrays, hospital: Hospital) -> _Summand:
+def _evaluation(
+    asked: SecureRequest, arrays: Arrays, personal: Arrays, hospital: Hospital
+) -> _Summand:
     models, classes = asked.task.models, len(asked.task.classes)
 
     def compute() -> Arrays:
         request = EvaluateRequest(task=asked.task, heads=[])
-        reply = evaluate_heads(hospital.prepared, request, arrays, {})
-        keep_evaluation(hospital, asked.task, reply)
+        own = personal_part(hospital.prepared, asked.task, asked.totals, arrays, personal)
+        reply = evaluate_heads(hospital.prepared, request, arrays, {}, own)
+        keep_evaluation(hospital, asked.task, reply, own)
         settle(hospital, asked.task)
         return evaluation_summand(reply, models)
 

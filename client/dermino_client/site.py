@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -101,6 +101,17 @@ class BackboneSection(_Section):
     device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
 
 
+class SegmentationSection(_Section):
+    """`[segmentation]`: take part in runs that learn to outline lesions.
+
+    Masks are named by the manifest's column `mask`; images without one take no part.
+    """
+
+    image_size: int = Field(default=224, strict=True, ge=16, le=2048)
+    heads: list[Literal["linear", "upernet"]] = Field(default=["linear"], min_length=1)
+    views: int = Field(default=4, strict=True, ge=1, le=8)
+
+
 class CoordinatorSection(_Section):
     """`[coordinator]`: where to connect and with which key."""
 
@@ -128,6 +139,7 @@ class Site(_Section):
     coordinator: CoordinatorSection | None = None
     policy: PolicySection = PolicySection()
     node: NodeSection = NodeSection()
+    segmentation: SegmentationSection | None = None
     _file: Path = PrivateAttr(default=Path())
 
     @property
@@ -263,6 +275,7 @@ def _known_keys() -> str:
         "coordinator": CoordinatorSection,
         "policy": PolicySection,
         "node": NodeSection,
+        "segmentation": SegmentationSection,
     }
     parts = [f"[{name}] {', '.join(kind.model_fields)}" for name, kind in sections.items()]
     return "; ".join([*parts, "[labels] any label"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dermino_client.hospital import Hospital
 from dermino_client.prepare import PreparedSite
 from dermino_client.spending import begin, reserve
+from dermino_client.tuned import site_images, tuned_view
 from dermino_core.errors import DerminoError
 from dermino_core.heads import LinearHead, fit_converged
 from dermino_core.metrics import evaluate, macro_auroc, macro_f1, paired_difference
@@ -19,6 +22,7 @@ from dermino_strategies.base import (
     SiteData,
     SiteUpdate,
     Strategy,
+    Tuning,
     check_arrays,
 )
 from dermino_strategies.protocol import (
@@ -31,6 +35,9 @@ from dermino_strategies.protocol import (
     TrainRequest,
 )
 from dermino_strategies.registry import get_strategy
+
+if TYPE_CHECKING:
+    from dermino_client.personal_work import PersonalPart
 
 CONVERGED_PENALTY = 0.1
 """L2 penalty of the heads trained to convergence, on standardised features. Fixed, so that no
@@ -84,8 +91,9 @@ def _expected(strategy: Strategy, task: Task) -> Arrays:
     return strategy.for_sites(strategy.initial_arrays(len(task.classes), task.width, task.seed))
 
 
-def _data(site: PreparedSite) -> SiteData:
-    features, labels, groups = site.half("train")
+def site_data(site: PreparedSite, split: str) -> SiteData:
+    """What a strategy's site half may look at of the half `train` or `test`."""
+    features, labels, groups = site.half(split)
     return SiteData(site.name, features, labels, len(site.classes), groups=tuple(groups))
 
 
@@ -106,10 +114,10 @@ def train(
     site, task = hospital.prepared, request.task
     strategy = check_task(site, task)
     _check_arrays(strategy, task, arrays)
-    features, labels, _ = site.half("test")
-    probabilities = strategy.head(arrays).probabilities(features)
+    before = _scores_before(site, strategy, arrays)
     update, privacy = site_update(hospital, strategy, task, arrays, request.round)
     shared = request.send_local_head and hospital.policy.share_local_head and not task.privacy
+    shared = shared and not task.tunes_backbone
     local = strategy.head(train_alone(site, strategy, task)).arrays() if shared else None
     reply = TrainReply(
         classes=site.classes,
@@ -117,18 +125,32 @@ def train(
         images_total=site.images_total,
         images_used=site.images_used,
         seconds=time.perf_counter() - start,
-        auroc_before=_defined(macro_auroc(labels, probabilities)[0]),
-        f1_before=_defined(macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]),
+        auroc_before=before[0],
+        f1_before=before[1],
         privacy=privacy,
     )
     return reply, update, local
+
+
+def _scores_before(
+    site: PreparedSite, strategy: Strategy, arrays: Arrays
+) -> tuple[float | None, float | None]:
+    """AUROC and F1 of the arrays as they came; not where that takes embedding the test half."""
+    if isinstance(strategy, Tuning):
+        return None, None
+    features, labels, _ = site.half("test")
+    probabilities = strategy.head(arrays).probabilities(features)
+    f1 = macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]
+    return _defined(macro_auroc(labels, probabilities)[0]), _defined(f1)
 
 
 def site_update(
     hospital: Hospital, strategy: Strategy, task: Task, arrays: Arrays, round_: int
 ) -> tuple[SiteUpdate, SitePrivacy | None]:
     """The strategy's site half, under the privacy that the task asks for, and what it cost."""
-    data = _data(hospital.prepared)
+    data = site_data(hospital.prepared, "train")
+    if isinstance(strategy, Tuning):
+        data = replace(data, images=site_images(hospital.prepared, "train"))
     if task.privacy is None:
         return strategy.site_update(data, arrays, round_, task.seed), None
     if not isinstance(strategy, Private):
@@ -141,7 +163,7 @@ def site_update(
 
 def train_alone(site: PreparedSite, strategy: Strategy, task: Task) -> Arrays:
     """The baseline: the same method, schedule and seed in a federation of this site only."""
-    return train_alone_on(_data(site), strategy, task)
+    return train_alone_on(site_data(site, "train"), strategy, task)
 
 
 def train_alone_on(data: SiteData, strategy: Strategy, task: Task) -> Arrays:
@@ -160,7 +182,11 @@ def converged_head(site: PreparedSite) -> LinearHead:
 
 
 def evaluate_heads(
-    site: PreparedSite, request: EvaluateRequest, arrays: Arrays, heads: dict[str, Arrays]
+    site: PreparedSite,
+    request: EvaluateRequest,
+    arrays: Arrays,
+    heads: dict[str, Arrays],
+    own: PersonalPart | None = None,
 ) -> EvaluateReply:
     """Final evaluation on this site's test half: all of it, for this site's own eyes.
 
@@ -170,18 +196,22 @@ def evaluate_heads(
         The federated model.
     heads
         Site name -> weight and bias that site trained alone, for the cross-site matrix.
+    own
+        The site's personal model and its joining curve, in a run that makes them.
     """
     start = time.perf_counter()
     strategy = check_task(site, request.task)
     _check_arrays(strategy, request.task, arrays)
     _, train_labels, _ = site.half("train")
     features, labels, _ = site.half("test")
-    local = strategy.head(train_alone(site, strategy, request.task))
-    named = {
-        "global": strategy.head(arrays),
-        "local": local,
-        "local_converged": converged_head(site),
-    }
+    named, seen = {"global": strategy.head(arrays)}, site
+    if isinstance(strategy, Tuning):
+        seen = tuned_view(site, strategy, arrays)
+    else:
+        named["local"] = strategy.head(train_alone(site, strategy, request.task))
+    named["local_converged"] = converged_head(site)
+    if own is not None:
+        named["personal"] = own.model.head
     cross = {}
     for name in request.heads:
         probabilities = LinearHead.from_arrays(heads[name]).probabilities(features)
@@ -190,18 +220,22 @@ def evaluate_heads(
             f1=_defined(macro_f1(labels, probabilities.argmax(axis=1), len(site.classes))[0]),
         )
     counts = np.bincount(train_labels, minlength=len(site.classes))
-    evaluations = {key: evaluate_head(site, head, request.task) for key, head in named.items()}
+    evaluations = {
+        key: evaluate_head(seen if key == "global" else site, head, request.task)
+        for key, head in named.items()
+    }
     federated = named["global"]
     differences = {
-        key: compare_heads(site, federated, named[key], request.task)
-        for key in ("local", "local_converged")
+        key: compare_heads(site, federated, named[key], request.task, seen=seen)
+        for key in named
+        if key != "global"
     }
     return EvaluateReply(
         classes=site.classes,
         precision=site.precision,
         images_total=site.images_total,
         images_used=site.images_used,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - start + (own.seconds if own else 0.0),
         unreadable=site.unreadable,
         n_train=len(train_labels),
         n_test=len(labels),
@@ -209,6 +243,7 @@ def evaluate_heads(
         evaluations=evaluations,
         global_minus=differences,
         cross=cross,
+        joining=own.joining if own else None,
     )
 
 
@@ -219,6 +254,7 @@ def for_coordinator(reply: EvaluateReply, task: Task) -> EvaluateReply:
         update={
             "evaluations": {k: v for k, v in reply.evaluations.items() if k in kept},
             "global_minus": {k: v for k, v in reply.global_minus.items() if k in kept},
+            "joining": reply.joining if task.tells_joining else None,
         }
     )
 
@@ -237,13 +273,22 @@ def evaluate_head(site: PreparedSite, head: LinearHead, task: Task) -> Evaluatio
 
 
 def compare_heads(
-    site: PreparedSite, first: LinearHead, second: LinearHead, task: Task
+    site: PreparedSite,
+    first: LinearHead,
+    second: LinearHead,
+    task: Task,
+    *,
+    seen: PreparedSite | None = None,
 ) -> Difference:
-    """`first` minus `second` on this site's test half, paired."""
+    """`first` minus `second` on this site's test half, paired.
+
+    `seen` is the site as `first` sees it, where that reads features of another backbone.
+    """
     features, labels, groups = site.half("test")
+    features_of_first = (seen or site).half("test")[0]
     return paired_difference(
         labels,
-        first.probabilities(features),
+        first.probabilities(features_of_first),
         second.probabilities(features),
         groups=groups,
         replicates=task.replicates,

@@ -24,6 +24,7 @@ def facts_list(results: Results) -> str:
         ("Classes", ", ".join(results.classes)),
         ("Strategy", results.strategy),
         ("Secure aggregation", "yes" if results.secure_aggregation else "no"),
+        ("Personal models", "yes" if results.personal else "no"),
         ("Rounds", f"{results.rounds_done} of {results.rounds_planned}"),
         ("Backbone", f"{backbone.name}{architecture} ({weights}, {backbone.width} features)"),
         ("Fingerprint", fingerprint[:16] + ("…" if len(fingerprint) > 16 else "")),
@@ -46,7 +47,9 @@ def rejections_table(results: Results) -> str:
     """Who did not count in which round, and why."""
     rows = [
         [
-            str(record.round) if record.kind == "train" else "final test",
+            {"statistics": "statistics", "evaluate": "final test"}.get(
+                record.kind, str(record.round)
+            ),
             f"<bdi>{escape(rejection.site)}</bdi>",
             f"{escape(rejection.sentence)} <code>{escape(rejection.code)}</code>",
         ]
@@ -87,5 +90,11 @@ def sent_explanation(results: Results) -> str:
         parts.append(
             f"What a message holds is fixed by the strategy “{results.strategy}”: the site half of "
             "its source file."
+        )
+    if results.personal:
+        parts.append(
+            "This run made personal models: with the final evaluation every hospital was sent the "
+            "sums of all hospitals together, less its own the sums of the others. The personal "
+            "models stayed where they were made."
         )
     return f"<p>{escape(' '.join(parts))}</p>"

@@ -207,7 +207,7 @@ def _wall_clock(results: Results) -> str:
 
 
 def _round_label(record: RoundRecord) -> str:
-    return str(record.round) if record.kind == "train" else "final"
+    return {"statistics": "before", "evaluate": "final"}.get(record.kind, str(record.round))
 
 
 def _stack(

@@ -16,6 +16,12 @@ TERMS: tuple[tuple[str, str], ...] = (
         "be low even when the ranking (AUROC) is good.",
     ),
     (
+        "Balanced accuracy",
+        "Of the images of each class, how many the model names rightly, averaged over the classes "
+        "that have test images: a rare class counts as much as a common one. Shown where there "
+        "are more than two classes; guessing gives one divided by their number.",
+    ),
+    (
         "95 % interval",
         "The test images were redrawn at random many times (bootstrap) and the measurement "
         "repeated; 95 % of the repetitions fall inside. It covers the chance of which images were "
@@ -35,6 +41,12 @@ TERMS: tuple[tuple[str, str], ...] = (
         "Each hospital alone",
         "The baseline without cooperation: a hospital’s own model tested on its own images. "
         "Joining is worthwhile where the federated model does better than this.",
+    ),
+    (
+        "Personal model",
+        "A hospital’s own: its images in full, all other hospitals’ sums at a discount that it "
+        "chose by leaving its own patients out in turn. It is made inside the hospital and stays "
+        "there. The part of the others never holds the images that it is judged on.",
     ),
     (
         "All data pooled",

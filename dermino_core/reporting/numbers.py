@@ -25,6 +25,11 @@ def decimal(value: float | None, *, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def two_places(value: float) -> str:
+    """A cosine: `0.61`, `−0.34`."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def interval(estimate: Estimate, *, signed: bool = False) -> str:
     """`0.552–0.664`, or `−0.010 to +0.052` where signs would make a dash unreadable."""
     if not (is_defined(estimate.low) and is_defined(estimate.high)):

@@ -24,12 +24,15 @@ from dermino_core.reporting.figures import (
     rounds_figures,
 )
 from dermino_core.reporting.glossary import TERMS
+from dermino_core.reporting.joining import joining_section
+from dermino_core.reporting.likeness import likeness
 from dermino_core.reporting.markup import escape, paragraphs
 from dermino_core.reporting.numbers import headline_html, plural
 from dermino_core.reporting.plots.legend import model_legend, model_swatch, site_legend
 from dermino_core.reporting.plots.rounds import DRAWN_SITES
 from dermino_core.reporting.privacy import privacy_explanation, privacy_table
 from dermino_core.reporting.roles import models_of, roles_of, title_of
+from dermino_core.reporting.standing_out import standing_out
 from dermino_core.reporting.tables import (
     MATRIX_LIMIT,
     exchange_table,
@@ -69,9 +72,12 @@ def render_page(results: Results) -> str:
         _answer(results),
         warning_box("Before you rely on it", warnings(results)),
         _scores(results),
+        joining_section(results),
         _roc(results),
         _matrix(results),
         _rounds(results),
+        _likeness(results),
+        _standing_out(results),
         _calibration(results),
         _costs(results),
         _sent(results),
@@ -175,6 +181,16 @@ def _rounds(results: Results) -> str:
         else "<p>Thin lines: hospitals. Bold line: their mean.</p>"
     )
     return section("rounds", "Round by round", legend, grid(figures))
+
+
+def _likeness(results: Results) -> str:
+    parts = likeness(results)
+    return section("alike", "How alike the hospitals are", *parts) if parts else ""
+
+
+def _standing_out(results: Results) -> str:
+    parts = standing_out(results)
+    return section("standing-out", "Updates that stand out", *parts) if parts else ""
 
 
 def _calibration(results: Results) -> str:

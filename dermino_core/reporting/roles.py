@@ -20,6 +20,8 @@ class Roles:
     local: str | None
     pooled: str | None
     converged: tuple[str, ...]
+    personal: str | None = None
+    """Each hospital's own mixture of itself and the others: what joining gives, no baseline."""
 
 
 def roles_of(results: Results) -> Roles:
@@ -32,6 +34,7 @@ def roles_of(results: Results) -> Roles:
         converged=tuple(
             sorted((key for key in keys if "converged" in key), key=lambda key: "pooled" not in key)
         ),
+        personal="personal" if "personal" in keys else None,
     )
 
 

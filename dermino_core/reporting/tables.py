@@ -12,70 +12,89 @@ from dermino_core.reporting.numbers import (
     decimal,
     duration,
     estimate_html,
+    join_names,
 )
 from dermino_core.reporting.plots.legend import model_swatch
 from dermino_core.reporting.roles import models_of
 from dermino_core.reporting.text import difference_sentence
-from dermino_core.results import CrossSite, Estimate, Evaluation, Results, SiteResult
+from dermino_core.results import (
+    CrossSite,
+    Difference,
+    Estimate,
+    Evaluation,
+    ModelSummary,
+    Results,
+    SiteResult,
+)
 
 MATRIX_LIMIT = 25
 
 
 def site_tables(results: Results) -> str:
-    """AUROC and F1 of every model: one table for each hospital."""
+    """Every model's scores: one table for each hospital."""
     tables = "".join(_site_table(results, site) for site in results.sites)
     return f'<div class="grid small">{tables}</div>'
 
 
-def _score_table(title: str, facts: str, rows: list[str], *, label: str) -> str:
-    head = '<tr><th scope="col">Model</th><th scope="col">AUROC</th><th scope="col">F1</th></tr>'
+def _metrics(results: Results) -> tuple[str, ...]:
+    """The columns: the paper's two, and of more than two classes the one of its benchmarks."""
+    return ("AUROC", "F1", "Balanced accuracy")[: 3 if len(results.classes) > 2 else 2]
+
+
+def _score_table(
+    title: str, facts: str, metrics: Sequence[str], rows: list[str], *, label: str
+) -> str:
+    columns = "".join(f'<th scope="col">{name}</th>' for name in ("Model", *metrics))
+    head = f"<tr>{columns}</tr>"
     content = f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
-    box = scroll_box(content, label=f"AUROC and F1, {label}")
+    box = scroll_box(content, label=f"{join_names(list(metrics))}, {label}")
     return f'<div><h3>{title}</h3><p class="facts">{facts}</p>{box}</div>'
 
 
-def _score_row(label: str, auroc: Estimate, f1: Estimate, *, signed: bool = False) -> str:
-    verdicts = [difference_sentence(e) if signed else "" for e in (auroc, f1)]
+def _score_row(
+    label: str,
+    scored: Evaluation | Difference | ModelSummary,
+    metrics: Sequence[str],
+    *,
+    signed: bool = False,
+) -> str:
+    absent = Estimate(value=None, undefined_because="not measured")
+    scores = (scored.auroc, scored.f1, scored.balanced_accuracy or absent)[: len(metrics)]
+    verdicts = [difference_sentence(e) if signed else "" for e in scores]
     cells = "".join(
         f"<td>{estimate_html(e, signed=signed)}"
         + (f' <span class="verdict">{verdict}</span>' if verdict else "")
         + "</td>"
-        for e, verdict in zip((auroc, f1), verdicts, strict=True)
+        for e, verdict in zip(scores, verdicts, strict=True)
     )
     css_class = ' class="difference"' if signed else ""
     return f'<tr{css_class}><th scope="row">{label}</th>{cells}</tr>'
 
 
 def mean_table(results: Results) -> str:
-    """AUROC and F1 of every model, averaged over the hospitals."""
+    """Every model's scores, averaged over the hospitals."""
+    metrics = _metrics(results)
     rows = [
-        _score_row(
-            f"{model_swatch(i)}{escape(model.title)}",
-            results.mean[model.key].auroc,
-            results.mean[model.key].f1,
-        )
+        _score_row(f"{model_swatch(i)}{escape(model.title)}", results.mean[model.key], metrics)
         for i, model in enumerate(models_of(results))
         if model.key in results.mean
     ]
     title = "Mean over hospitals"
-    return _score_table(title, "every hospital counts the same", rows, label=title)
+    return _score_table(title, "every hospital counts the same", metrics, rows, label=title)
 
 
 def _site_table(results: Results, site: SiteResult) -> str:
+    metrics = _metrics(results)
     rows = [
-        _score_row(
-            f"{model_swatch(i)}{escape(model.title)}",
-            site.evaluations[model.key].auroc,
-            site.evaluations[model.key].f1,
-        )
+        _score_row(f"{model_swatch(i)}{escape(model.title)}", site.evaluations[model.key], metrics)
         for i, model in enumerate(models_of(results))
         if model.key in site.evaluations
     ]
     rows += [
         _score_row(
             f"Federated minus: {escape(model.title)}",
-            site.global_minus[model.key].auroc,
-            site.global_minus[model.key].f1,
+            site.global_minus[model.key],
+            metrics,
             signed=True,
         )
         for model in models_of(results)
@@ -87,7 +106,7 @@ def _site_table(results: Results, site: SiteResult) -> str:
     careless = [e.f1_of_largest_class for e in site.evaluations.values()]
     if careless and careless[0] is not None:
         facts += f". F1 of calling every image the largest class: {careless[0]:.3f}"
-    return _score_table(f"<bdi>{escape(site.name)}</bdi>", facts, rows, label=site.name)
+    return _score_table(f"<bdi>{escape(site.name)}</bdi>", facts, metrics, rows, label=site.name)
 
 
 def _test_counts(site: SiteResult) -> dict[str, int]:

@@ -6,6 +6,7 @@ learning; a difference whose interval holds 0 is not a difference.
 
 from __future__ import annotations
 
+from dermino_core.metrics import mean_over_sites
 from dermino_core.reporting.numbers import (
     decimal,
     is_defined,
@@ -50,12 +51,12 @@ def answer(results: Results) -> list[str]:
 
 
 def comparisons(results: Results) -> list[str]:
-    """The federated model beside each baseline that the run has, one sentence or two each."""
+    """The personal models, then the federated one beside each baseline; a few sentences each."""
     roles = roles_of(results)
     summary = results.mean.get(roles.shared)
     if summary is None or not is_defined(summary.auroc.value):
         return []
-    return _baselines(results)
+    return [*_personal(results), *_baselines(results)]
 
 
 def _task_phrase(results: Results) -> str:
@@ -85,12 +86,49 @@ def _against_chance(estimate: Estimate) -> list[str]:
 
 def _baselines(results: Results) -> list[str]:
     """One sentence per other model, with the paired difference: never a verdict from overlap."""
+    personal = roles_of(results).personal
     return [
         f"{model.title}: {percent_estimate(results.mean[model.key].auroc)}."
         f"{_verdict(results, model.key)}"
         for model in results.models[1:]
-        if model.key in results.mean
+        if model.key in results.mean and model.key != personal
     ]
+
+
+def _personal(results: Results) -> list[str]:
+    """How the hospitals' own models do, beside the federated one and beside training alone."""
+    key = roles_of(results).personal
+    if key is None or key not in results.mean:
+        return []
+    text = (
+        f"Personal models, one made by each hospital for itself: "
+        f"{percent_estimate(results.mean[key].auroc)}."
+    )
+    parts = []
+    if key in results.mean_global_minus:
+        turned = _turned(results.mean_global_minus[key].auroc)
+        parts.append((turned, "the federated one"))
+    curves = [site.joining for site in results.sites if site.joining is not None]
+    if curves and len(curves) == len(results.sites):
+        changes = [curve.all_labels.personal_minus_alone for curve in curves]
+        parts.append((mean_over_sites(changes, lowest=-1), "what each hospital trains alone"))
+    told = [
+        f"{_word(change)} than {what} on average ({points_estimate(change)})".replace(
+            "different than", "different from"
+        )
+        for change, what in parts
+        if change.low is not None
+    ]
+    if told:
+        text += f" On the same test images they are {' and '.join(told)}."
+    return [text]
+
+
+def _turned(difference: Estimate) -> Estimate:
+    """The other way about."""
+    if difference.value is None or difference.low is None or difference.high is None:
+        return difference
+    return Estimate(value=-difference.value, low=-difference.high, high=-difference.low)
 
 
 def _verdict(results: Results, key: str) -> str:
@@ -129,7 +167,7 @@ def warnings(results: Results) -> list[str]:
         notes.append(f"Only {results.rounds_done} of {results.rounds_planned} rounds were done.")
     if results.missing_sites:
         notes.append(f"Missing at the end of the run: {join_names(results.missing_sites)}.")
-    rejected = sum(len(record.rejected) for record in results.rounds)
+    rejected = sum(len(r.rejected) for r in results.rounds if r.kind != "statistics")
     if rejected:
         verb = "was" if rejected == 1 else "were"
         notes.append(

@@ -20,6 +20,8 @@ from dermino_core.files import write_atomically
 from dermino_core.results import Results
 from dermino_server.plan import RunPlan, read_plan
 from dermino_server.rounds import run_rounds
+from dermino_server.segmentation_plan import is_segmentation, read_segmentation_plan
+from dermino_server.segmentation_rounds import run_segmentation
 
 log = logging.getLogger("dermino.server")
 
@@ -77,7 +79,10 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(context.run_config[RUN_FOLDER_KEY]))
     resume = bool(context.run_config.get(RESUME_KEY, False))
     try:
-        run_rounds(grid, read_plan(folder), folder, resume=resume)
+        if is_segmentation(folder):
+            run_segmentation(grid, read_segmentation_plan(folder), folder, resume=resume)
+        else:
+            run_rounds(grid, read_plan(folder), folder, resume=resume)
     except DerminoError as error:
         _leave(folder, error)
         raise

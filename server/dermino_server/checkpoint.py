@@ -9,29 +9,38 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dermino_core.errors import DerminoError
+from dermino_core.errors import CODES, DerminoError
 from dermino_core.files import write_atomically
-from dermino_core.results import RoundRecord, SitePrivacy
+from dermino_core.results import RoundRecord, SitePrivacy, SiteStatistics
 from dermino_strategies.base import Arrays
 
+_ABSENT = {"NOT_CONNECTED", "DEADLINE_MISSED"}
 _RECORDS = TypeAdapter(list[RoundRecord])
 _PRIVACY = TypeAdapter(dict[str, SitePrivacy])
 
 
 @dataclass
 class RunState:
-    """What the rounds have produced so far."""
+    """What the rounds have produced so far. `statistics` has a file of its own."""
 
     arrays: Arrays
     round: int = 0
     local_heads: dict[str, Arrays] = field(default_factory=dict)
     records: list[RoundRecord] = field(default_factory=list)
     privacy: dict[str, SitePrivacy] = field(default_factory=dict)
+    statistics: SiteStatistics | None = None
 
     @property
     def away(self) -> set[str]:
-        """Sites that failed in the last exchange: not waited for, welcome when they are back."""
-        return {r.site for r in self.records[-1].rejected} if self.records else set()
+        """Sites that failed in the last exchange: not waited for, welcome when they are back.
+
+        One that told no statistics, though it was there, has not failed.
+        """
+        if not self.records:
+            return set()
+        last = self.records[-1]
+        counts = _ABSENT if last.kind == "statistics" else set(CODES)
+        return {r.site for r in last.rejected if r.code in counts}
 
 
 def write_checkpoint(folder: Path, plan_digest: str, state: RunState) -> Path:

@@ -13,6 +13,8 @@ from dermino_server.commands.backbones import EXAMPLE as BACKBONES_EXAMPLE
 from dermino_server.commands.backbones import backbones
 from dermino_server.commands.caption import caption
 from dermino_server.commands.data import data_app
+from dermino_server.commands.dataset_sites import EXAMPLE as SITES_EXAMPLE
+from dermino_server.commands.dataset_sites import sites
 from dermino_server.commands.evaluate import EXAMPLE as EVALUATE_EXAMPLE
 from dermino_server.commands.evaluate import SpreadOptions, evaluate
 from dermino_server.commands.federate import federate
@@ -24,11 +26,15 @@ from dermino_server.commands.pretrain import pretrain
 from dermino_server.commands.provision import provision_app
 from dermino_server.commands.report import report
 from dermino_server.commands.segment import segment
+from dermino_server.commands.segmentation import EXAMPLE as SEGMENTATION_EXAMPLE
+from dermino_server.commands.segmentation import segmentation
 from dermino_server.commands.shards import EXAMPLE as SHARDS_EXAMPLE
 from dermino_server.commands.shards import shards
 from dermino_server.commands.simulate import simulate
 from dermino_server.commands.strategies import EXAMPLE as STRATEGIES_EXAMPLE
 from dermino_server.commands.strategies import strategies
+from dermino_server.commands.withdraw import EXAMPLE as WITHDRAW_EXAMPLE
+from dermino_server.commands.withdraw import withdraw
 
 app = typer.Typer(
     name="dermino",
@@ -45,14 +51,17 @@ app.command()(predict)
 app.command(epilog=PRETRAIN_EXAMPLE)(pretrain)
 app.command(epilog=BACKBONES_EXAMPLE)(backbones)
 app.command()(segment)
+app.command(epilog=SEGMENTATION_EXAMPLE)(segmentation)
 app.command()(caption)
 app.command(cls=SpreadOptions, epilog=EVALUATE_EXAMPLE)(evaluate)
 app.command(epilog=STRATEGIES_EXAMPLE)(strategies)
+app.command(epilog=WITHDRAW_EXAMPLE)(withdraw)
 app.command()(health)
 data_app.command(
     "audit", epilog="Example: dermino data audit ph2.csv web.csv --images data --out audit"
 )(audit)
 data_app.command("shards", epilog=SHARDS_EXAMPLE)(shards)
+data_app.command("sites", epilog=SITES_EXAMPLE)(sites)
 app.add_typer(provision_app, name="provision")
 app.add_typer(data_app, name="data")
 app.add_typer(labels_app, name="labels")

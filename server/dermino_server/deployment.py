@@ -15,12 +15,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
-from dermino_core.results import Results, RoundRecord, read_results
+from dermino_core.results import RoundRecord
 from dermino_server.app import ERROR_FILE, RESUME_KEY, RUN_FOLDER_KEY, read_error
 from dermino_server.flower_cli import FlowerCallError, call_flwr, require_connection
+
+T = TypeVar("T")
 
 RUN_ID_FILE = "flower-run-id"
 POLL_SECONDS = 0.3
@@ -69,8 +72,9 @@ def follow(
     run_id: int,
     *,
     on_round: Callable[[RoundRecord], None],
-) -> Results:
-    """Wait for a submitted run to end.
+    read: Callable[[Path], T],
+) -> T:
+    """Wait for a submitted run to end; `read` reads the results of its kind from its folder.
 
     Raises
     ------
@@ -87,7 +91,7 @@ def follow(
             raise error
         if (folder / "results.json").is_file():
             _report_rounds(folder, seen, on_round)
-            return read_results(folder)
+            return read(folder)
         now = time.monotonic()
         if ended_at is not None and now - ended_at > _ENDED_GRACE_SECONDS:
             raise DerminoError(

@@ -125,10 +125,12 @@ class SiteFinder:
 def find_sites(
     finder: SiteFinder, plan: RunPlan, state: RunState
 ) -> tuple[dict[str, int], list[str]]:
-    """The sites of a plan that are connected, and those that are not; see `wait_for`."""
-    return finder.wait_for(
-        plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=state.away
-    )
+    """The sites of a plan that are connected, and those that are not; see `wait_for`.
+
+    Sites that an earlier run left the sums of are welcome, and not waited for.
+    """
+    away = state.away.union(plan.earlier_sites)
+    return finder.wait_for(plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=away)
 
 
 def exchange(

@@ -13,6 +13,7 @@ from dermino_core.machine import describe_machine
 from dermino_core.metrics import mean_over_sites
 from dermino_core.model_folder import ModelInfo, SiteCount, save_model, write_card
 from dermino_core.results import (
+    BackboneInfo,
     CrossSite,
     Difference,
     Evaluation,
@@ -43,6 +44,12 @@ MODELS = {
         title="Each hospital alone, converged",
         description="logistic regression with a fixed penalty on its own training images, solved "
         "to its optimum: the same features without the schedule's early stop",
+    ),
+    "personal": ModelDescription(
+        key="personal",
+        title="Personal",
+        description="each hospital's own: its images in full, the others' sums at a discount that "
+        "it chose by its own patients; made there, kept there",
     ),
     "pooled": ModelDescription(
         key="pooled",
@@ -100,9 +107,12 @@ def _results(plan: RunPlan, state: RunState, answered: Collection[str]) -> Resul
         sites=[],
         mean={},
         secure_aggregation=plan.secure_aggregation,
+        personal=plan.personal,
         privacy=state.privacy,
+        statistics=state.statistics,
         rounds=state.records,
         missing_sites=[site for site in plan.sites if site not in answered],
+        withdrawn=plan.withdrawn,
         warnings=[],
     )
 
@@ -119,6 +129,7 @@ def _site_result(site: str, reply: EvaluateReply) -> SiteResult:
         precision=reply.precision,
         evaluations=reply.evaluations,
         global_minus=reply.global_minus,
+        joining=reply.joining,
     )
 
 
@@ -156,17 +167,22 @@ def summarise(results: Results) -> None:
 
 def mean_evaluation(evaluations: Collection[Evaluation]) -> ModelSummary:
     """The mean over sites of one model."""
+    balanced = [e.balanced_accuracy for e in evaluations if e.balanced_accuracy]
     return ModelSummary(
         auroc=mean_over_sites([e.auroc for e in evaluations]),
         f1=mean_over_sites([e.f1 for e in evaluations]),
+        balanced_accuracy=mean_over_sites(balanced) if len(balanced) == len(evaluations) else None,
     )
 
 
 def mean_difference(differences: Collection[Difference]) -> Difference:
     """The mean over sites of one paired difference."""
+    balanced = [d.balanced_accuracy for d in differences if d.balanced_accuracy]
+    same = len(balanced) == len(differences)
     return Difference(
         auroc=mean_over_sites([d.auroc for d in differences], lowest=-1),
         f1=mean_over_sites([d.f1 for d in differences], lowest=-1),
+        balanced_accuracy=mean_over_sites(balanced, lowest=-1) if same else None,
     )
 
 
@@ -177,6 +193,12 @@ def _warnings(results: Results) -> list[str]:
             f"The backbone {unfit}: this run shows that the system works, and says nothing about "
             "skin."
         )
+    if results.withdrawn:
+        warnings.append(f"Without {', '.join(results.withdrawn)}: withdrawn from an earlier run.")
+    if kept := sorted({site for record in results.rounds for site in record.kept}):
+        warnings.append(
+            f"{', '.join(kept)} did not train again: an earlier run left the sums that count."
+        )
     if results.missing_sites:
         warnings.append(f"Not in these results: {', '.join(results.missing_sites)}.")
     precisions = {site.precision for site in results.sites}
@@ -186,6 +208,15 @@ def _warnings(results: Results) -> list[str]:
             + ", ".join(f"{site.name} {site.precision}" for site in results.sites)
             + "."
         )
+    warnings += [
+        f"{site}: an update of it stands out from the other hospitals'. That is a reason to ask, "
+        "not a proof; see “Updates that stand out”."
+        for site in sorted(
+            {one.site for r in results.rounds if r.kind == "train" for one in r.suspicious}
+        )
+    ]
+    if results.statistics:
+        warnings += [one.sentence for one in results.statistics.suspicious]
     for site, privacy in sorted(results.privacy.items()):
         if privacy.warning:
             warnings.append(f"{site}: {privacy.warning}")
@@ -201,9 +232,21 @@ def _warnings(results: Results) -> list[str]:
     return warnings
 
 
-def save_run(folder: Path, plan: RunPlan, results: Results, head: LinearHead) -> None:
-    """Write the model folder and, last, `results.json`: its presence means the run is whole."""
-    save_model(folder / "model", head, _model_info(plan, results), results)
+def save_run(
+    folder: Path,
+    plan: RunPlan,
+    results: Results,
+    head: LinearHead,
+    tuned: tuple[BackboneInfo, str] | None = None,
+) -> None:
+    """Write the model folder and, last, `results.json`: its presence means the run is whole.
+
+    `tuned` is the backbone that the head reads, where it is not the plan's.
+    """
+    info = _model_info(plan, results)
+    if tuned is not None:
+        info = info.model_copy(update={"backbone": tuned[0], "backbone_spec": tuned[1]})
+    save_model(folder / "model", head, info, results)
     write_results(folder, results)
 
 
@@ -225,11 +268,11 @@ def _model_info(plan: RunPlan, results: Results) -> ModelInfo:
         seed=plan.seed,
         created=results.created,
         dermino_version=results.dermino_version,
-        trained_on=_trained_on(results),
+        trained_on=_trained_on(plan, results),
     )
 
 
-def _trained_on(results: Results) -> list[SiteCount]:
+def _trained_on(plan: RunPlan, results: Results) -> list[SiteCount]:
     if totals := results.totals:
         counts = totals.train_class_counts
         return [SiteCount(site=" + ".join(totals.sites), images=totals.n_train, classes=counts)]
@@ -239,10 +282,11 @@ def _trained_on(results: Results) -> list[SiteCount]:
     if results.privacy:  # a private update counts as one example, whatever the site's size
         trained = {site.name: site.n_train for site in results.sites if site.name in trained}
     classes = {site.name: site.train_class_counts for site in results.sites}
-    return [
-        SiteCount(site=site, images=images, classes=classes.get(site, {}))
-        for site, images in sorted(trained.items())
-    ]
+    counts = {site.site: site for site in plan.earlier} | {
+        site: SiteCount(site=site, images=images, classes=classes.get(site, {}))
+        for site, images in trained.items()
+    }
+    return [counts[site] for site in sorted(counts)]
 
 
 def write_results(folder: Path, results: Results) -> None:

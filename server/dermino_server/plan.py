@@ -13,13 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
+from dermino_core.model_folder import SiteCount
 from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import BackboneInfo
-from dermino_strategies.base import Additive, Private, Strategy
+from dermino_core.site_statistics import FEWEST_COUNT
+from dermino_strategies.base import Additive, Personalises, Private, Strategy, Tuning
 from dermino_strategies.protocol import Task
 from dermino_strategies.registry import STRATEGIES
 
 PLAN_FILE = "run.json"
+
+FEWEST_FOR_PERSONAL = 3
+TOO_FEW_FOR_PERSONAL = (
+    f"personal models take at least {FEWEST_FOR_PERSONAL} sites or differential privacy, because "
+    "of two each would read the other's sums in the total"
+)
 
 
 class RunPlan(BaseModel):
@@ -45,8 +53,25 @@ class RunPlan(BaseModel):
     )
     privacy: PrivacyRequest | None = None
     secure_aggregation: bool = False
+    statistics: bool = Field(
+        default=False, description="ask what the sites' images are like before the first round"
+    )
+    min_count: int = Field(
+        default=FEWEST_COUNT, ge=2, description="statistics: smallest count that a site tells"
+    )
+    keep_sums: bool = Field(
+        default=True, description="keep what each site sent, where it can leave or join by it"
+    )
+    extends: str | None = Field(default=None, description="the run that `earlier` took part in")
+    earlier: list[SiteCount] = Field(
+        default=[], description="sites that are not asked again: their sums were kept"
+    )
+    withdrawn: list[str] = Field(default=[], description="sites whose sums were taken out again")
     threshold: int | None = Field(
         default=None, ge=3, description="secure aggregation: sites that must stay to the end"
+    )
+    personal: bool = Field(
+        default=False, description="every site gets the sums of all, for a model of its own"
     )
     engine: Literal["inprocess", "ray", "deployment"]
     backbone: BackboneInfo
@@ -67,7 +92,40 @@ class RunPlan(BaseModel):
             raise ValueError("secure aggregation needs a quorum of at least 3 sites")
         if self.cross_site and (self.secure_aggregation or self.privacy):
             raise ValueError("a site's own head does not leave it in a private or secure run")
+        if self.cross_site and issubclass(STRATEGIES.get(self.strategy, (Strategy,))[0], Tuning):
+            raise ValueError("a run that tunes the backbone collects no heads of single sites")
+        if self.statistics and (self.secure_aggregation or self.privacy):
+            raise ValueError(
+                "the sites' statistics have neither noise nor mask: leave out --statistics in a "
+                "private or secure run"
+            )
+        if self.personal and self.privacy is None and self.min_sites < FEWEST_FOR_PERSONAL:
+            raise ValueError(f"the quorum is {self.min_sites}: {TOO_FEW_FOR_PERSONAL}")
+        if self.earlier and not self.sums_are_kept:
+            raise ValueError("a run goes on from kept sums only if it keeps sums itself")
         return self
+
+    @property
+    def sums_are_kept(self) -> bool:
+        """Whether the coordinator keeps what each site sends."""
+        known = STRATEGIES.get(self.strategy)
+        able = known is not None and known[0].keeps_sums and not self.secure_aggregation
+        return self.keep_sums and able
+
+    @property
+    def earlier_sites(self) -> list[str]:
+        """Sites whose sums an earlier run has left."""
+        return [site.site for site in self.earlier]
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that are asked to train."""
+        return [site for site in self.sites if site not in self.earlier_sites]
+
+    @property
+    def training_quorum(self) -> int:
+        """The quorum of a training round: of all who are asked at most."""
+        return min(self.min_sites, len(self.training_sites))
 
     def for_sites(self) -> Task:
         """The part that the sites are told."""
@@ -84,11 +142,14 @@ class RunPlan(BaseModel):
             replicates=self.replicates,
             privacy=self.privacy,
             secure_aggregation=self.secure_aggregation,
+            personal=self.personal,
+            fewest_sites=self.min_sites if self.personal else None,
         )
 
     def digest(self) -> str:
         """SHA-256 of what decides the numbers: checkpoints of other plans are refused."""
         task = self.for_sites().model_dump_json(exclude={"run_id"}) + "|".join(sorted(self.sites))
+        task += "".join(f"|from {self.extends}: {site}" for site in self.earlier_sites)
         return hashlib.sha256(task.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -114,9 +175,19 @@ def make_plan(**values: Any) -> RunPlan:
 
 
 def check_protection(
-    strategy: Strategy, privacy: PrivacyRequest | None, *, secure_aggregation: bool
+    strategy: Strategy,
+    privacy: PrivacyRequest | None,
+    *,
+    secure_aggregation: bool,
+    personal: bool = False,
+    sites: int | None = None,
 ) -> None:
     """Refuse a protection that the method cannot give, before anything starts.
+
+    Parameters
+    ----------
+    personal, sites
+        Whether personal models are asked for, and how many sites take part, where that is known.
 
     Raises
     ------
@@ -134,6 +205,15 @@ def check_protection(
         raise DerminoError(
             "CONFIG_INVALID", f"{strategy.name} cannot hold to a privacy budget.", fix=advice
         )
+    if personal and not isinstance(strategy, Personalises):
+        able = [name for name, (make, _) in STRATEGIES.items() if issubclass(make, Personalises)]
+        raise DerminoError(
+            "CONFIG_INVALID",
+            f"{strategy.name} makes no personal models.",
+            fix=f"--strategy with one that does: {', '.join(sorted(able))}.",
+        )
+    if personal and privacy is None and sites is not None and sites < FEWEST_FOR_PERSONAL:
+        raise DerminoError("CONFIG_INVALID", f"There are {sites} sites: {TOO_FEW_FOR_PERSONAL}.")
 
 
 def with_public_centre(

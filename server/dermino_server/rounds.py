@@ -18,9 +18,13 @@ from dermino_core.results import Results, RoundRecord, Transfer
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
 from dermino_server.exchange import Outcome, SiteFinder, exchange, find_sites, require_quorum
 from dermino_server.gathering import Gathering
+from dermino_server.kept_sums import KeptSums
 from dermino_server.outcome import build_results, save_run
+from dermino_server.personal import check_joining, personal_arrays, totals_for
 from dermino_server.plan import RunPlan, check_protection
 from dermino_server.secure_rounds import secure_final_evaluation, secure_train_round
+from dermino_server.statistics import look_at_sites
+from dermino_server.tuned import write_run_backbone
 from dermino_strategies.base import Arrays, Strategy, check_arrays
 from dermino_strategies.protocol import (
     EvaluateReply,
@@ -52,18 +56,27 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
         `QUORUM_LOST` naming the sites that are missing; `CHECKPOINT_INVALID`; `CONFIG_INVALID`.
     """
     strategy = get_strategy(plan.strategy, plan.settings)
-    check_protection(strategy, plan.privacy, secure_aggregation=plan.secure_aggregation)
+    check_protection(
+        strategy,
+        plan.privacy,
+        secure_aggregation=plan.secure_aggregation,
+        personal=plan.personal,
+    )
     state = (latest_checkpoint(folder, plan.digest()) if resume else None) or RunState(
         strategy.initial_arrays(len(plan.classes), plan.backbone.width, plan.seed)
     )
     if resume:
         log.info("continuing after round %d of %d", state.round, plan.rounds)
     finder = SiteFinder(grid, ask_names=plan.engine == "ray")
+    if plan.statistics:
+        look_at_sites(grid, finder, plan, state, folder)
+        _write_metrics(folder, state)
+    kept = KeptSums(folder) if plan.sums_are_kept else None
     while state.round < plan.rounds:
         if plan.secure_aggregation:
             secure_train_round(grid, finder, plan, strategy, state)
         else:
-            _train_round(grid, finder, plan, strategy, state)
+            _train_round(grid, finder, plan, strategy, state, kept)
         write_checkpoint(folder, plan.digest(), state)
         _write_metrics(folder, state)
     if plan.secure_aggregation:
@@ -71,16 +84,24 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
     else:
         results = build_results(plan, state, _final_evaluation(grid, finder, plan, strategy, state))
     _write_metrics(folder, state)
-    save_run(folder, plan, results, strategy.head(state.arrays))
+    tuned = write_run_backbone(folder, plan, strategy, state.arrays)
+    save_run(folder, plan, results, strategy.head(state.arrays), tuned)
     return results
 
 
 def _train_round(
-    grid: Grid, finder: SiteFinder, plan: RunPlan, strategy: Strategy, state: RunState
+    grid: Grid,
+    finder: SiteFinder,
+    plan: RunPlan,
+    strategy: Strategy,
+    state: RunState,
+    kept: KeptSums | None,
 ) -> None:
     start = time.monotonic()
-    round_ = state.round + 1
-    nodes, missing = find_sites(finder, plan, state)
+    round_, quorum = state.round + 1, plan.training_quorum
+    nodes, missing = finder.wait_for(
+        plan.training_sites, quorum=quorum, seconds=plan.wait_seconds, away=state.away
+    )
     arrays = record_of(strategy.for_sites(state.arrays))
     contents = {}
     for site in nodes:
@@ -88,7 +109,14 @@ def _train_round(
         body = TrainRequest(task=plan.for_sites(), round=round_, send_local_head=ask_head)
         contents[site] = pack(body)
         contents[site]["arrays"] = arrays
-    gathering = Gathering(strategy, state.arrays, nodes)
+    gathering = Gathering(
+        strategy,
+        state.arrays,
+        nodes,
+        outlines=plan.privacy is None,
+        kept=kept,
+        earlier=plan.earlier_sites,
+    )
     outcome = exchange(
         grid,
         "train",
@@ -96,20 +124,23 @@ def _train_round(
         nodes,
         read=lambda site, content: _read_update(plan, strategy, state, gathering, site, content),
         deadline=plan.deadline_seconds,
-        quorum=plan.min_sites,
+        quorum=quorum,
         group=str(round_),
         away=state.away,
     )
     for site in missing:
         outcome.reject(site, "NOT_CONNECTED")
-    require_quorum(outcome, plan.min_sites, f"Round {round_} of {plan.rounds}")
+    require_quorum(outcome, quorum, f"Round {round_} of {plan.rounds}")
     checked = outcome.replies
-    if state.records:
+    if state.records and state.records[-1].kind == "train":
         scores = {s: (c.reply.auroc_before, c.reply.f1_before) for s, c in checked.items()}
         _complete(state.records[-1], scores)
     state.local_heads |= {s: c.local for s, c in checked.items() if c.local is not None}
     state.privacy |= {s: c.reply.privacy for s, c in checked.items() if c.reply.privacy is not None}
     state.arrays = gathering.aggregate()
+    if kept is not None:
+        earlier = plan.earlier_sites
+        state.privacy |= kept.close_round(plan.run_id, checked, earlier, state.privacy)
     state.round = round_
     state.records.append(
         RoundRecord(
@@ -118,6 +149,7 @@ def _train_round(
             seconds=time.monotonic() - start,
             sites=sorted(checked),
             rejected=outcome.rejected,
+            kept=sorted(plan.earlier_sites),
             transfers=_transfers(contents, outcome),
             examples={site: checked[site].examples for site in sorted(checked)},
             train_loss={
@@ -127,6 +159,7 @@ def _train_round(
             },
         )
     )
+    gathering.compare(state.records[-1])
     log.info("round %d of %d: %s", round_, plan.rounds, ", ".join(sorted(checked)))
 
 
@@ -200,12 +233,17 @@ def _final_evaluation(
     start = time.monotonic()
     nodes, missing = find_sites(finder, plan, state)
     heads = sorted(state.local_heads)
-    content = pack(
-        EvaluateRequest(task=plan.for_sites(), heads=heads),
-        {"arrays": strategy.for_sites(state.arrays)}
-        | {f"head.{site}": state.local_heads[site] for site in heads},
-    )
-    contents = dict.fromkeys(nodes, content)
+    groups = {"arrays": strategy.for_sites(state.arrays)}
+    groups |= {f"head.{site}": state.local_heads[site] for site in heads}
+    if personal := personal_arrays(plan, strategy, state):
+        groups["personal"] = personal
+    records = {name: record_of(arrays) for name, arrays in groups.items()}
+    contents = {}
+    for site in nodes:
+        totals = totals_for(plan, state, site)
+        contents[site] = pack(EvaluateRequest(task=plan.for_sites(), heads=heads, totals=totals))
+        for name, record in records.items():
+            contents[site][name] = record
     outcome = exchange(
         grid,
         "evaluate",
@@ -255,6 +293,10 @@ def _read_evaluation(plan: RunPlan, heads: Sequence[str], content: RecordDict) -
             raise ValueError("its class counts do not add up")
     if set(sizes[:-1]) != {reply.n_test} or reply.n_train + reply.n_test > reply.images_used:
         raise ValueError("its numbers of images do not add up")
+    if plan.for_sites().tells_joining != (reply.joining is not None):
+        raise ValueError("a joining curve is there and not asked for, or the other way about")
+    if reply.joining is not None:
+        check_joining(reply.joining, n_train=reply.n_train, n_test=reply.n_test)
     return reply
 
 

@@ -24,11 +24,13 @@ from dermino_core.results import Rejection, Results, RoundRecord, SitePrivacy, T
 from dermino_server.checkpoint import RunState
 from dermino_server.exchange import SiteFinder, exchange
 from dermino_server.outcome import build_secure_results
+from dermino_server.personal import personal_arrays, totals_for
 from dermino_server.plan import RunPlan
 from dermino_strategies.base import Additive, Arrays, Strategy
 from dermino_strategies.protocol import (
     SecureReply,
     SecureRequest,
+    bound_arrays,
     pack,
     read_arrays,
     record_of,
@@ -212,13 +214,22 @@ def _session(
         purpose=step,
         # Seconds, so that it is later than any attempt before an interruption.
         attempt=int(time.time()) + attempt,
-        task_digest=task_digest(plan.for_sites().model_dump_json(), _sent(plan, state)),
+        task_digest=task_digest(
+            plan.for_sites().model_dump_json(),
+            bound_arrays(_sent(plan, state), _personal(plan, state, step)),
+        ),
         threshold=plan.threshold or default_threshold(sites),
     )
 
 
 def _sent(plan: RunPlan, state: RunState) -> Arrays:
     return get_strategy(plan.strategy, plan.settings).for_sites(state.arrays)
+
+
+def _personal(plan: RunPlan, state: RunState, step: Step) -> Arrays:
+    """What the sites are sent for models of their own: with the evaluation only."""
+    strategy = get_strategy(plan.strategy, plan.settings)
+    return personal_arrays(plan, strategy, state) if step == "evaluate" else {}
 
 
 def _stages(
@@ -233,9 +244,12 @@ def _stages(
     result: _Sum,
 ) -> None:
     arrays = record_of(_sent(plan, state))
+    given = _personal(plan, state, step)
+    personal = record_of(given) if given else None
     while (stage := coordinator.stage) not in ("done", "aborted"):
         contents: dict[str, RecordDict] = {}
         for site, request in coordinator.requests().items():
+            told = stage == "masked" and personal is not None
             contents[site] = pack(
                 SecureRequest(
                     task=plan.for_sites(),
@@ -243,10 +257,13 @@ def _stages(
                     step=step,
                     stage=stage,
                     request=request.model_dump_json(),
+                    totals=totals_for(plan, state, site) if told else None,
                 )
             )
             if stage == "masked":
                 contents[site]["arrays"] = arrays
+                if personal is not None:
+                    contents[site]["personal"] = personal
             sent = result.to_site.get(site, 0) + size_in_bytes(contents[site])
             result.to_site[site] = sent
             result.messages[site] += 1

@@ -8,7 +8,7 @@ that a real federation cannot have is computed too: one model on all sites' imag
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,11 @@ from flwr.app import Context, RecordDict
 
 from dermino_client.app import make_client_app
 from dermino_client.hospital import Hospital
+from dermino_client.own_results import personal_folder
 from dermino_client.policy import PolicySection
 from dermino_client.prepare import PreparedSite, prepare_site
 from dermino_client.site import Site, read_sites
+from dermino_client.tuned import seen_by
 from dermino_client.work import (
     CONVERGED_PENALTY,
     compare_heads,
@@ -40,7 +42,14 @@ from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import BackboneInfo, Results
 from dermino_server.app import RunEnd, make_server_app
 from dermino_server.demo_sites import write_demo_sites
+from dermino_server.extend import (
+    begin_extension,
+    check_same_data,
+    check_same_task,
+    plan_extension,
+)
 from dermino_server.inprocess import InProcessGrid
+from dermino_server.kept_run import read_kept_run, refuse_superseded
 from dermino_server.outcome import (
     MODELS,
     mean_difference,
@@ -58,7 +67,8 @@ from dermino_server.plan import (
     with_public_centre,
 )
 from dermino_server.simulated_consortium import enrol_simulated
-from dermino_strategies.base import SiteData, Strategy
+from dermino_server.tuned import BACKBONE_FOLDER
+from dermino_strategies.base import SiteData, Strategy, Tuning
 from dermino_strategies.protocol import Task
 from dermino_strategies.registry import get_strategy
 
@@ -78,7 +88,10 @@ class SimulationRequest:
     seed: int = 0
     secure_aggregation: bool = False
     threshold: int | None = None
+    statistics: bool = False
     privacy: PrivacyRequest | None = None
+    personal: bool = False
+    keep_sums: bool = True
     engine: Engine = "inprocess"
     cache: Path | None = None
 
@@ -93,14 +106,28 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
     """
     # A typo is found before hours of extraction.
     strategy = get_strategy(request.strategy, request.settings)
-    check_protection(strategy, request.privacy, secure_aggregation=request.secure_aggregation)
+    check_protection(
+        strategy,
+        request.privacy,
+        secure_aggregation=request.secure_aggregation,
+        personal=request.personal,
+    )
     cache = request.cache or default_cache()
     if request.backbone:
         describe_backbone(request.backbone, cache_dir=cache)  # a typo, before anything is drawn
+    if isinstance(strategy, Tuning):
+        strategy.check_backbone(request.backbone or _spec_of(request.sites))
     folder = new_run_folder(out)
     sites_folder = (request.sites or write_demo_sites(cache / "demo")).absolute()
     clock = _Clock()
     sites = read_sites(sites_folder)
+    check_protection(
+        strategy,
+        request.privacy,
+        secure_aggregation=request.secure_aggregation,
+        personal=request.personal,
+        sites=len(sites),
+    )
     prepared = prepare_sites(
         sites, backbone=request.backbone, precision=request.precision, cache=request.cache
     )
@@ -120,10 +147,15 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         sites=sorted(prepared),
         min_sites=len(prepared),
         engine=request.engine,
-        cross_site=not (request.secure_aggregation or request.privacy),
+        cross_site=not (
+            request.secure_aggregation or request.privacy or isinstance(strategy, Tuning)
+        ),
+        statistics=request.statistics,
         secure_aggregation=request.secure_aggregation,
         threshold=request.threshold,
         privacy=request.privacy,
+        personal=request.personal,
+        keep_sums=request.keep_sums,
         backbone=BackboneInfo.of(first.card, first.precision),
         backbone_spec=spec,
         sites_folder=str(sites_folder),
@@ -133,6 +165,59 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         versions=versions(),
     )
     plan.write(folder)
+    return folder, _run(plan, prepared, folder, clock, resume=False)
+
+
+def _spec_of(sites: Path | None) -> str:
+    """The backbone that the site files name."""
+    return read_sites(sites)[0].backbone_spec if sites else "demo"
+
+
+def extend(
+    run: Path,
+    sites: Path,
+    out: Path,
+    *,
+    backbone: str | None = None,
+    engine: Engine = "inprocess",
+    cache: Path | None = None,
+) -> tuple[Path, Results]:
+    """Let the sites of a folder that are new join a finished run, in a run folder of its own.
+
+    Those of the run that are in the folder are evaluated again, and not asked to train; those
+    that were withdrawn from it are left out.
+
+    Raises
+    ------
+    DerminoError
+        As :func:`dermino_server.kept_run.read_kept_run` and
+        :func:`dermino_server.extend.plan_extension`; `DATA_CHANGED` for a site whose images are
+        not those of its kept sums; `OUTPUT_EXISTS`.
+    """
+    base = read_kept_run(run)
+    spec = backbone or base.plan.backbone_spec
+    clock = _Clock()
+    found = [site for site in read_sites(sites) if site.name not in base.plan.withdrawn]
+    check_same_task(base, found[0].site.task, found[0].classes)
+    prepared = prepare_sites(
+        found, backbone=spec, precision=base.plan.backbone.precision, cache=cache
+    )
+    clock.lap("prepare")
+    digests = {name: site.digest() for name, site in prepared.items()}
+    check_same_data(base, digests)
+    first = prepared[found[0].name]
+    plan = plan_extension(
+        base,
+        sorted(set(prepared) - set(base.sites)),
+        BackboneInfo.of(first.card, first.precision),
+        backbone_spec=spec,
+        min_sites=len(prepared),
+        engine=engine,
+        sites_folder=str(sites.absolute()),
+        data_digests=digests,
+    )
+    folder = new_run_folder(out)
+    begin_extension(base, plan, folder)
     return folder, _run(plan, prepared, folder, clock, resume=False)
 
 
@@ -147,6 +232,7 @@ def resume(folder: Path, *, cache: Path | None = None) -> tuple[Path, Results]:
     """
     folder = folder.absolute()
     plan = read_plan(folder)
+    refuse_superseded(folder)
     if plan.sites_folder is None:
         raise DerminoError(
             "CHECKPOINT_INVALID",
@@ -156,7 +242,7 @@ def resume(folder: Path, *, cache: Path | None = None) -> tuple[Path, Results]:
         )
     clock = _Clock()
     prepared = prepare_sites(
-        read_sites(Path(plan.sites_folder)),
+        [s for s in read_sites(Path(plan.sites_folder)) if s.name not in plan.withdrawn],
         backbone=plan.backbone_spec,
         precision=plan.backbone.precision,
         cache=cache,
@@ -307,15 +393,21 @@ def _add_baselines(
     """
     strategy, task = get_strategy(plan.strategy, plan.settings), plan.for_sites()
     sites = {name: prepared[name] for name in results.site_names}
-    heads = _pooled_heads(strategy, task, list(sites.values()))
+    heads = {}
+    if set(plan.earlier_sites) <= set(sites):  # else there are images that are not here
+        heads = _pooled_heads(strategy, task, list(sites.values()))
     if plan.privacy is not None:
-        heads = _own_heads(strategy, task, sites) | heads
+        heads = _own_heads(strategy, task, sites) | _personal_heads(plan, folder, sites) | heads
     federated = load_model(folder / "model")[0]
+    seen = dict(sites)
+    if isinstance(strategy, Tuning):
+        seen = {n: seen_by(s, str(folder / BACKBONE_FOLDER)) for n, s in sites.items()}
     for key, by_site in heads.items():
         results.models.append(MODELS[key])
         evaluations = {n: evaluate_head(site, by_site[n], task) for n, site in sites.items()}
         differences = {
-            n: compare_heads(site, federated, by_site[n], task) for n, site in sites.items()
+            n: compare_heads(site, federated, by_site[n], task, seen=seen[n])
+            for n, site in sites.items()
         }
         if results.totals is not None:
             results.mean[key] = mean_evaluation(evaluations.values())
@@ -334,12 +426,12 @@ def _pooled_heads(
     features = np.concatenate([features for features, _, _ in halves])
     labels = np.concatenate([labels for _, labels, _ in halves])
     data = SiteData("pooled", features, labels, len(task.classes))
-    heads = {
-        "pooled": strategy.head(train_alone_on(data, strategy, task)),
-        "pooled_converged": fit_converged(
-            features, labels, len(task.classes), penalty=CONVERGED_PENALTY
-        ),
-    }
+    heads = {}
+    if not isinstance(strategy, Tuning):  # that would take as long as all sites together
+        heads["pooled"] = strategy.head(train_alone_on(data, strategy, task))
+    heads["pooled_converged"] = fit_converged(
+        features, labels, len(task.classes), penalty=CONVERGED_PENALTY
+    )
     return {key: {site.name: head for site in sites} for key, head in heads.items()}
 
 
@@ -349,6 +441,20 @@ def _own_heads(
     return {
         "local": {n: strategy.head(train_alone(site, strategy, task)) for n, site in sites.items()},
         "local_converged": {n: converged_head(site) for n, site in sites.items()},
+    }
+
+
+def _personal_heads(
+    plan: RunPlan, folder: Path, sites: Collection[str]
+) -> dict[str, dict[str, LinearHead]]:
+    """As each site keeps it, where the run made them."""
+    if not plan.personal:
+        return {}
+    return {
+        "personal": {
+            name: load_model(personal_folder(folder / "sites" / name, plan.run_id))[0]
+            for name in sites
+        }
     }
 
 

@@ -1,7 +1,8 @@
 """What a federated method is: a site half and a coordinator half, free of transport.
 
 Arrays are plain dictionaries of numpy arrays. The client packs a :class:`SiteUpdate` into a
-Flower reply, the server unpacks it; a method never sees a message, a path or a site's images.
+Flower reply, the server unpacks it; a method never sees a message, and only one that tunes the
+backbone is given a site's images.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +21,27 @@ from dermino_core.heads import LinearHead
 from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
 from dermino_strategies.running_sum import RunningSum
 
+if TYPE_CHECKING:
+    from dermino_core.backbone_card import BackboneCard
+    from dermino_core.personal import Personal
+    from dermino_core.results import JoiningCurve
+
 Arrays = dict[str, npt.NDArray]
+
+
+@dataclass(frozen=True)
+class SiteImages:
+    """The images themselves, for a method that tunes the backbone.
+
+    `paths` in the order of the features, and how the site embeds images: the backbone's
+    specification, the folder of its feature cache, arithmetic and device.
+    """
+
+    paths: tuple[Path, ...]
+    backbone: str
+    cache: Path
+    precision: str
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -26,6 +49,7 @@ class SiteData:
     """What a site half may look at: features [n, D], labels [n], and the number of classes.
 
     `groups` names the patient or lesion of each image, empty where every image stands alone.
+    `images` is there for a :class:`Tuning` method only.
     """
 
     site: str
@@ -34,6 +58,7 @@ class SiteData:
     n_classes: int
     device: str = "cpu"
     groups: tuple[str, ...] = ()
+    images: SiteImages | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,9 @@ class Strategy(ABC):
     name: str
     usual_rounds: int = 2
     """Rounds of a run that asks for no other number; the paper's 2."""
+    keeps_sums: bool = False
+    """Whether an update depends on the site's own images and the settings only, so that updates
+    kept from a run give the model without one of its sites, or with one more, exactly."""
 
     @abstractmethod
     def initial_arrays(self, n_classes: int, width: int, seed: int) -> Arrays:
@@ -92,6 +120,18 @@ class Strategy(ABC):
     @abstractmethod
     def head(self, arrays: Arrays) -> LinearHead:
         """The linear head that the global arrays stand for."""
+
+    def change(self, arrays: Arrays, update: SiteUpdate) -> Arrays:
+        """How one site would change the model, to lay it beside the others'; float64.
+
+        By default the difference from what the site was sent, and sums over images per image.
+        Empty where one update tells of no direction.
+        """
+        given = self.for_sites(arrays)
+        return {
+            name: sent.astype(np.float64) - given[name] if name in given else sent / update.examples
+            for name, sent in update.arrays.items()
+        }
 
     def check_update(self, arrays: Arrays, update: SiteUpdate) -> None:
         """Refuse an update that would poison the model.
@@ -143,6 +183,39 @@ class Additive(Strategy):
         return self.from_sum(arrays, running.total())
 
 
+class Tuning(Strategy):
+    """A method that changes the backbone: it trains on images, and its head reads other features.
+
+    The global arrays hold the change; a site evaluates the head on features of the backbone that
+    `write_backbone` makes of it.
+    """
+
+    @abstractmethod
+    def write_backbone(self, folder: Path, spec: str, arrays: Arrays) -> BackboneCard:
+        """Write the tuned backbone as a backbone folder.
+
+        Parameters
+        ----------
+        spec
+            The backbone that the run began with.
+
+        Raises
+        ------
+        DerminoError
+            `CONFIG_INVALID` if that backbone cannot be tuned so.
+        """
+
+    @abstractmethod
+    def check_backbone(self, spec: str) -> None:
+        """Refuse a backbone that cannot be tuned so, before a run starts.
+
+        Raises
+        ------
+        DerminoError
+            `CONFIG_INVALID`.
+        """
+
+
 class Private(Strategy):
     """A method that can hold to a differential-privacy budget at the site."""
 
@@ -155,6 +228,56 @@ class Private(Strategy):
         self, data: SiteData, arrays: Arrays, round_: int, plan: PrivacyPlan
     ) -> SiteUpdate:
         """Site half with privacy: unseeded noise, no metrics, nothing that is not accounted."""
+
+
+class Personalises(Strategy):
+    """A method from whose final arrays a hospital can make a model of its own, for itself.
+
+    For that a site needs more of the final arrays than `for_sites` gives: what the others know
+    apart from what it told them. So it is an option of a run, told to every site beforehand.
+    """
+
+    @abstractmethod
+    def for_personal(self, arrays: Arrays) -> Arrays:
+        """What sites are sent beside `for_sites`, once, with the final evaluation.
+
+        Names, shapes and types depend on the settings and the run's classes and width only.
+        """
+
+    @abstractmethod
+    def personal(self, data: SiteData, arrays: Arrays, *, took_part: bool = True) -> Personal:
+        """A hospital's own model from the arrays of `for_sites` and `for_personal`. Stays there.
+
+        Parameters
+        ----------
+        data
+            Its labelled training images.
+        took_part
+            Whether these images are in the arrays; a hospital that only uses the result has
+            nothing to take out.
+
+        Raises
+        ------
+        ValueError
+            If the arrays cannot be what they are said to be. In words that name no path.
+        """
+
+    @abstractmethod
+    def joining(
+        self,
+        train: SiteData,
+        test: SiteData,
+        arrays: Arrays,
+        *,
+        took_part: bool = True,
+        replicates: int,
+        seed: int,
+    ) -> JoiningCurve:
+        """What joining gives this hospital, against the number of its labels.
+
+        `arrays`, `took_part` and errors are those of `personal`. Where its part cannot be taken
+        out of the arrays, the curve has the point of all labels only.
+        """
 
 
 def check_arrays(like: Arrays, arrays: Arrays) -> None:

@@ -142,6 +142,15 @@ FACTS: Mapping[str, Facts] = {
         rounds=6,
         note="Gives the optimum of pooled data; sums over few images hide little.",
     ),
+    "lora": Facts(
+        title="Federated fine-tuning of the backbone's last blocks",
+        citation="Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models (ICLR 2022); "
+        "Sun et al. 2024, Improving LoRA in Privacy-preserving Federated Learning (ICLR)",
+        leaves="the adapters of the last blocks after local training (or the blocks' changes), a "
+        "linear head, the number of training images, the mean training loss",
+        rounds=5,
+        note="Trains on images, which stay; the tuned backbone lands in RUN/backbone.",
+    ),
 }
 
 

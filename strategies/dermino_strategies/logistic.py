@@ -29,7 +29,14 @@ import numpy as np
 from pydantic import Field
 
 from dermino_core.heads import LinearHead
-from dermino_core.moments import Float64, Moments, matrix_of, triangle_of, triangle_size
+from dermino_core.moments import (
+    Float64,
+    Moments,
+    class_contrast,
+    matrix_of,
+    triangle_of,
+    triangle_size,
+)
 from dermino_core.ridge import (
     ABSENT,
     Prior,
@@ -148,6 +155,18 @@ class Logistic(Additive):
             examples=len(data.labels),
         )
 
+    def change(self, arrays: Arrays, update: SiteUpdate) -> Arrays:
+        """How the classes differ there, which the first round tells.
+
+        Later ones tell of no direction: near the optimum the gradients add up to almost nothing,
+        so that an honest large site is against all others.
+        """
+        if arrays["counts"].any():
+            return {}
+        sums = _class_sums(update.arrays)[1]
+        contrast = class_contrast(update.arrays["counts"], sums)
+        return {} if contrast is None else {"contrast": contrast}
+
     def check_update(self, arrays: Arrays, update: SiteUpdate) -> None:
         """Refuse what no images give: counts that are none, a loss below 0.
 
@@ -215,8 +234,7 @@ class Logistic(Additive):
         balanced classes the Hessian is that without weights: a step that is not quite Newton's.
         """
         n_classes, width = arrays["weight"].shape
-        raw = matrix_of(total["hessian"][0] * n_classes**2, width + 1)
-        sums = raw[-1, :-1] / n_classes - total["gradient"][:, :-1]
+        raw, sums = _class_sums(total)
         counts = np.asarray(np.round(total["counts"]), np.float64)
         moments = Moments(counts, sums, triangle_of(raw[:-1, :-1])[None])
         weights = class_weights(counts, self.settings.class_weight)
@@ -297,6 +315,13 @@ class Logistic(Additive):
     def head(self, arrays: Arrays) -> LinearHead:
         """The head of the trial point."""
         return LinearHead.from_arrays({name: arrays[name] for name in ("weight", "bias")})
+
+
+def _class_sums(sent: Arrays) -> tuple[Float64, Float64]:
+    """Sum of the outer products [D + 1, D + 1] and of each class's features [C, D], at W = 0."""
+    n_classes, columns = sent["gradient"].shape
+    raw = matrix_of(sent["hessian"][0] * n_classes**2, columns)
+    return raw, raw[-1, :-1] / n_classes - sent["gradient"][:, :-1]
 
 
 def _pairs(n_classes: int) -> list[tuple[int, int]]:

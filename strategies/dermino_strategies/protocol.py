@@ -4,8 +4,10 @@ Three exchanges, each a Flower message:
 
 - `train`: global arrays and a :class:`TrainRequest` go out; a site's update comes back, with the
   evaluation of the arrays it was sent, so that a round costs one exchange and not two.
-- `evaluate`: the final arrays and the heads to compare go out; evaluations come back.
+- `evaluate`: the final arrays and the heads to compare go out, in a run with personal models also
+  the sums of all sites; evaluations come back.
 - `query`: a site tells its name (only simulation engines without named nodes ask).
+- `query.statistics`: a site tells what its training images are like, before the first round.
 
 A site that cannot or will not answer sends a :class:`Refusal`: a code and a sentence from a fixed
 table, never the text of an exception.
@@ -24,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dermino_core.errors import CODES, DerminoError
 from dermino_core.privacy.plan import PrivacyRequest
-from dermino_core.results import Difference, Evaluation, SitePrivacy
-from dermino_strategies.base import Arrays, SiteUpdate
+from dermino_core.results import Difference, Evaluation, JoiningCurve, SitePrivacy
+from dermino_strategies.base import Arrays, SiteUpdate, Tuning
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 SITE_MODELS = ("global", "local", "local_converged")
 """What every site evaluates by itself."""
@@ -55,14 +57,37 @@ class Task(_Body):
     replicates: int = Field(ge=2, le=10_000)
     privacy: PrivacyRequest | None = None
     secure_aggregation: bool = False
+    personal: bool = Field(
+        default=False, description="every site gets the sums of all, for a model of its own"
+    )
+    fewest_sites: int | None = Field(
+        default=None, ge=1, description="sites in those sums, at least"
+    )
 
     @property
     def models(self) -> tuple[str, ...]:
         """The models whose evaluation leaves a site.
 
-        In a private run only the federated one: what a site trained without noise stays there.
+        In a private run only the federated one: what a site trained without noise stays there. A
+        run that tunes the backbone is not repeated for each site alone: that is hours.
         """
-        return ("global",) if self.privacy else SITE_MODELS
+        if self.privacy:
+            return ("global",)
+        if self.tunes_backbone:
+            return ("global", "local_converged")
+        return (*SITE_MODELS, "personal") if self.personal else SITE_MODELS
+
+    @property
+    def tunes_backbone(self) -> bool:
+        """Whether the method changes the backbone, and so trains on images."""
+        from dermino_strategies.registry import STRATEGIES
+
+        return self.strategy in STRATEGIES and issubclass(STRATEGIES[self.strategy][0], Tuning)
+
+    @property
+    def tells_joining(self) -> bool:
+        """Whether a site's joining curve leaves it: in the clear, as its other test results."""
+        return self.personal and not (self.privacy or self.secure_aggregation)
 
     def digest(self) -> str:
         """SHA-256 of the task: what a site binds its part in secure aggregation to."""
@@ -90,18 +115,30 @@ class TrainReply(_Body):
     privacy: SitePrivacy | None = None
 
 
+class Totals(_Body):
+    """What the arrays `personal` are: the sums of so many sites, and whether with this one's."""
+
+    sites: int = Field(ge=1)
+    with_yours: bool
+
+
 class EvaluateRequest(_Body):
-    """Coordinator to site: final evaluation. Heads travel as arrays `head.<site>`."""
+    """Coordinator to site: final evaluation. Heads travel as arrays `head.<site>`.
+
+    In a run with personal models the arrays `personal` lie beside it, and `totals` describes them.
+    """
 
     task: Task
     heads: list[str] = Field(max_length=1000)
+    totals: Totals | None = None
 
 
 class SecureRequest(_Body):
     """Coordinator to site: one stage of a sum that only the sites together can open.
 
     `request` is the JSON of one of `secure_aggregation.messages`. The stage `masked` carries the
-    global arrays beside it.
+    global arrays beside it; that of the evaluation, in a run with personal models, also the arrays
+    `personal` and their `totals`.
     """
 
     task: Task
@@ -109,6 +146,7 @@ class SecureRequest(_Body):
     step: Literal["train", "evaluate"]
     stage: Literal["keys", "shares", "masked", "confirm", "unmask"]
     request: str
+    totals: Totals | None = None
 
 
 class SecureReply(_Body):
@@ -116,6 +154,31 @@ class SecureReply(_Body):
 
     stage: Literal["keys", "shares", "masked", "confirm", "unmask"]
     reply: str
+
+
+class StatisticsRequest(_Body):
+    """Coordinator to site, before the first round: what are your training images like?"""
+
+    task: Task
+    min_count: int = Field(ge=2, le=1_000_000, description="smallest count that is told")
+
+
+class StatisticsReply(_Body):
+    """Site to coordinator. Mean and variance of each feature travel as arrays beside it.
+
+    `min_count` is the larger of what was asked for and the site's own. The last two are None, and
+    no array travels, where the images are too few to tell a mean of.
+    """
+
+    classes: list[str]
+    min_count: int = Field(ge=2)
+    images: int = Field(ge=1, le=2**40)
+    class_counts: dict[str, int | None]
+    few: list[str]
+    images_per_group: float = Field(ge=1)
+    seconds: float = Field(ge=0)
+    design_effect: float | None = Field(gt=0)
+    effective_features: float | None = Field(ge=1)
 
 
 class CrossEvaluation(_Body):
@@ -140,6 +203,7 @@ class EvaluateReply(_Body):
     evaluations: dict[str, Evaluation]
     global_minus: dict[str, Difference]
     cross: dict[str, CrossEvaluation]
+    joining: JoiningCurve | None = None
 
 
 class NameRequest(_Body):
@@ -150,6 +214,18 @@ class SiteName(_Body):
     """Site to coordinator, in simulation: which site answers for this node."""
 
     name: str
+
+
+class RegionalHeader(_Body):
+    """Region to the coordinator above it: who is in its sum, of which round of which run.
+
+    `digests`: site -> SHA-256 of its summand. The sum's parts travel beside it.
+    """
+
+    region: str = Field(min_length=1)
+    run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    round: int = Field(ge=1)
+    digests: dict[str, str] = Field(min_length=1)
 
 
 class Refusal(_Body):
@@ -195,6 +271,11 @@ def unpack(content: RecordDict, body_type: type[T]) -> T:
 def record_of(arrays: Arrays) -> ArrayRecord:
     """Arrays as Flower carries them."""
     return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+
+
+def bound_arrays(arrays: Arrays, personal: Arrays) -> Arrays:
+    """What sites bind a secure sum to, so that all were sent the same: both groups of arrays."""
+    return arrays | {f"personal/{name}": array for name, array in personal.items()}
 
 
 def read_arrays(content: RecordDict, group: str, like: Arrays) -> Arrays:

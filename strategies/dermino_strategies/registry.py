@@ -15,6 +15,7 @@ from dermino_strategies.fedprox import FedProx, FedProxSettings
 from dermino_strategies.fedyogi import FedYogi, FedYogiSettings
 from dermino_strategies.krum import Krum, KrumSettings
 from dermino_strategies.logistic import Logistic, LogisticSettings
+from dermino_strategies.lora import LoRA, LoRASettings
 from dermino_strategies.median import Median, MedianSettings
 from dermino_strategies.qffl import QFFL, QFFLSettings
 from dermino_strategies.ridge import Ridge, RidgeSettings
@@ -32,6 +33,7 @@ STRATEGIES = {
     "qffl": (QFFL, QFFLSettings),
     "ridge": (Ridge, RidgeSettings),
     "logistic": (Logistic, LogisticSettings),
+    "lora": (LoRA, LoRASettings),
 }
 
 

@@ -17,23 +17,30 @@ between penalties; the totals, which decide the head, as float64.
 The private variant (:mod:`dermino_strategies.private_ridge`) sends noisy sums in few dimensions.
 
 Sums over few images hide little: those of a fold with a single image of a class are its features.
-The global arrays hold the sums of all hospitals, so that a hospital can take out its own and
-build its personal model; in a federation of two it learns the sums of the other. Secure
-aggregation hides every hospital's sums from the coordinator; the private variant bounds what all
-of this can tell of a patient.
+Nor does adding up hide who is in a sum while a fold of all hospitals has fewer images than there
+are features: the sum then still tells exactly of an image whether it is in it. Secure aggregation
+hides every hospital's sums from the coordinator; the private variant bounds what all of this can
+tell of a patient.
+
+What comes back: the head. The sums of all hospitals stay with the coordinator, but for a run that
+says beforehand that it makes personal models: there every hospital gets the total (not its folds),
+takes out its own part and builds its model (:mod:`dermino_core.personal`). What is left is the sum
+of the others, so that in a federation of two it would be the other's own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field, FiniteFloat
 
 from dermino_core.heads import LinearHead
-from dermino_core.moments import Moments, fold_moments, fold_of_images
+from dermino_core.moments import Moments, class_contrast, fold_moments, fold_of_images
 from dermino_core.personal import Personal, personal_model
 from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
+from dermino_core.results import JoiningCurve
 from dermino_core.ridge import (
     PENALTIES,
     CrossValidation,
@@ -49,6 +56,7 @@ from dermino_core.ridge import (
 from dermino_strategies.base import (
     Additive,
     Arrays,
+    Personalises,
     Private,
     Settings,
     SiteData,
@@ -75,6 +83,15 @@ LARGEST_NOISE = 2.0**48
 USUAL_PENALTY = 0.3
 """Of personal models after a private run, which chooses none: what three real sites chose."""
 
+PERSONAL_ARRAYS = (
+    *("total.counts", "total.sums", "total.products"),
+    *("noise", "penalty", "held_out.means", "held_out.spread"),
+)
+"""What a site gets of a run with personal models, beside the head."""
+
+_ROUNDED = 0.5
+"""Counts that come out of secure aggregation are rounded, to far less than half an image."""
+
 Penalty = Annotated[float, Field(ge=1e-8, le=1e6)]
 
 
@@ -97,11 +114,12 @@ class RidgeSettings(Settings):
     """Of a private run: a public point among the features; the origin if empty."""
 
 
-class Ridge(Additive, Private):
+class Ridge(Additive, Private, Personalises):
     """One-round closed-form ridge regression."""
 
     name = "ridge"
     usual_rounds = 1
+    keeps_sums = True
 
     def __init__(self, settings: RidgeSettings | None = None) -> None:
         self.settings = settings or RidgeSettings()
@@ -129,8 +147,15 @@ class Ridge(Additive, Private):
         return head.arrays() | total.arrays("total.") | _search_arrays(search) | rest
 
     def for_sites(self, arrays: Arrays) -> Arrays:
-        """The head. The sums of all sites tell who is in them, and a site has no need of them."""
+        """The head. The sums of all sites tell who is in them: see :meth:`for_personal`."""
         return {name: arrays[name] for name in ("weight", "bias", "seed")}
+
+    def for_personal(self, arrays: Arrays) -> Arrays:
+        """The total of all sites, how noisy it is, the penalty, and what calibration needs.
+
+        (8 D (D + 1) / 2) P + 8 C D bytes and a few: 0.6 MB for D = 384, P = 1.
+        """
+        return {name: arrays[name] for name in PERSONAL_ARRAYS}
 
     def update_like(self, arrays: Arrays) -> Arrays:
         """`total.*` as float64; `fold.*` of all folds but the last, the products as float32."""
@@ -187,6 +212,12 @@ class Ridge(Additive, Private):
         )
         sent = self.update_like(arrays) | moments.arrays("total.") | {"noise": np.array([noise])}
         return SiteUpdate(sent, examples=1)
+
+    def change(self, arrays: Arrays, update: SiteUpdate) -> Arrays:
+        """How the classes differ there. The sums themselves tell little but the mean image."""
+        sent = update.arrays
+        contrast = class_contrast(sent["total.counts"], sent["total.sums"])
+        return {} if contrast is None else {"contrast": contrast}
 
     def check_update(self, arrays: Arrays, update: SiteUpdate) -> None:
         """Refuse sums that are not those of any images: counts, and squares below zero.
@@ -286,37 +317,98 @@ class Ridge(Additive, Private):
     def personal(self, data: SiteData, arrays: Arrays, *, took_part: bool = True) -> Personal:
         """A hospital's own model from the final global arrays. Stays at the hospital.
 
-        Parameters
-        ----------
-        data
-            Its labelled training images.
-        took_part
-            Whether these images are in the global arrays; a hospital that only uses the result
-            has nothing to take out. Of a private run nothing can be: only noisy sums are in it.
-            What its own patients did to them is bounded, and judged as others' knowledge.
+        Of a private run nothing can be taken out, as only noisy sums are in it: what its own
+        patients did to them is bounded, and judged as others' knowledge.
         """
-        total = Moments.from_arrays(arrays, "total.")
-        private = bool(arrays["noise"][0] > 0)
-        own = Moments.zeros(data.n_classes, total.width, per_class=self.per_class)
-        if took_part and not private:
-            own = Moments.of(data.features, data.labels, data.n_classes, per_class=self.per_class)
-        penalty = float(arrays["penalty"][0])
-        held_out = ScoreMoments(
-            total.counts, arrays["held_out.means"], float(arrays["held_out.spread"][0])
-        )
+        known = self._known(data, arrays, took_part=took_part)
         return personal_model(
             data.features,
             data.labels,
             data.groups,
-            total,
-            own=own,
-            penalty=USUAL_PENALTY if private else penalty,
-            noise=float(np.sqrt(arrays["noise"][0])),
-            federated=self.solve(total, penalty, private=private),
-            held_out=held_out,
-            standardise=self.settings.standardise and not private,
+            known.total,
+            own=known.own,
+            penalty=USUAL_PENALTY if known.noise else known.penalty,
+            noise=known.noise,
+            federated=self.solve(known.total, known.penalty, private=known.noise > 0),
+            held_out=known.held_out,
+            standardise=self.settings.standardise and not known.noise,
             prior=self.settings.prior,
         )
+
+    def joining(
+        self,
+        train: SiteData,
+        test: SiteData,
+        arrays: Arrays,
+        *,
+        took_part: bool = True,
+        replicates: int,
+        seed: int,
+    ) -> JoiningCurve:
+        """The curve of one hospital; of a private run its last point."""
+        # Bootstrap and logistic regression take time to import, and few runs come here.
+        from dermino_core.joining_curve import Half, all_labels_only, alone_head, joining_curve
+
+        mine = Half(train.features, train.labels, train.groups)
+        judged = Half(test.features, test.labels, test.groups)
+        known = self._known(train, arrays, took_part=took_part)
+        if known.noise > 0:
+            alone = alone_head(mine, train.n_classes)
+            personal = self.personal(train, arrays, took_part=took_part).head
+            models = {"alone": alone, "federated": self.head(arrays), "personal": personal}
+            return all_labels_only(
+                judged,
+                {n: head and head.probabilities(test.features) for n, head in models.items()},
+                labels=len(train.labels),
+                replicates=replicates,
+                seed=seed,
+            )
+        return joining_curve(
+            mine,
+            judged,
+            known.total,
+            own=known.own,
+            penalty=known.penalty,
+            held_out=known.held_out,
+            standardise=self.settings.standardise,
+            weighting=self.settings.class_weight,
+            prior=self.settings.prior,
+            replicates=replicates,
+            seed=seed,
+        )
+
+    def _known(self, data: SiteData, arrays: Arrays, *, took_part: bool) -> _Known:
+        """What a site reads in the final arrays.
+
+        Raises
+        ------
+        ValueError
+            If the totals cannot hold what this site sent, or the penalty is none.
+        """
+        total = Moments.from_arrays(arrays, "total.")
+        noise = float(np.sqrt(max(arrays["noise"][0], 0.0)))
+        own = Moments.zeros(data.n_classes, total.width, per_class=self.per_class)
+        if took_part and not noise:
+            own = Moments.of(data.features, data.labels, data.n_classes, per_class=self.per_class)
+        if arrays["penalty"][0] <= 0:
+            raise ValueError("the penalty is not above 0")
+        if not noise and (total.counts - own.counts < -_ROUNDED).any():
+            raise ValueError("the sums of all sites hold fewer images than this site sent")
+        held_out = ScoreMoments(
+            total.counts, arrays["held_out.means"], float(arrays["held_out.spread"][0])
+        )
+        return _Known(total, own, float(arrays["penalty"][0]), noise, held_out)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Moments of all sites and this site's part in them; `noise` is 0 unless the run is private."""
+
+    total: Moments
+    own: Moments
+    penalty: float
+    noise: float
+    held_out: ScoreMoments
 
 
 def _search_arrays(search: CrossValidation) -> Arrays:

@@ -4,8 +4,8 @@ Under secure aggregation a site does not send its :class:`EvaluateReply` but the
 Their sum over the sites is enough for the mean over sites and its interval, because the interval
 of `dermino_core.metrics.mean_over_sites` needs only the sum of the squared standard errors.
 
-For each model and each metric (AUROC, F1): is it defined, its value, its squared standard error,
-and whether it has one. Beside them the numbers of images.
+For each model and each metric (AUROC, F1, balanced accuracy): is it defined, its value, its squared
+standard error, and whether it has one. Beside them the numbers of images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dermino_strategies.base import Arrays
 from dermino_strategies.protocol import EvaluateReply
 
 LARGEST_SITE = 2.0**24
+_METRICS = 3
 _NUMBERS = ("images_total", "images_used", "unreadable", "n_train", "n_test")
 
 
@@ -35,8 +36,9 @@ class EvaluationSums:
 
 def evaluation_like(models: Sequence[str], n_classes: int) -> Arrays:
     """Names and shapes of the summand, float64 zeros."""
-    like = {f"evaluation.{model}": np.zeros((2, 4)) for model in models}
-    like |= {f"difference.{model}": np.zeros((2, 4)) for model in models if model != "global"}
+    rows = (_METRICS, 4)
+    like = {f"evaluation.{model}": np.zeros(rows) for model in models}
+    like |= {f"difference.{model}": np.zeros(rows) for model in models if model != "global"}
     return like | {"numbers": np.zeros(len(_NUMBERS)), "classes": np.zeros(n_classes)}
 
 
@@ -62,11 +64,11 @@ def evaluation_summand(reply: EvaluateReply, models: Sequence[str]) -> Arrays:
 
 
 def _rows(scored: Evaluation | Difference) -> np.ndarray:
-    return np.array([_row(scored.auroc), _row(scored.f1)])
+    return np.array([_row(e) for e in (scored.auroc, scored.f1, scored.balanced_accuracy)])
 
 
-def _row(estimate: Estimate) -> list[float]:
-    if estimate.value is None:
+def _row(estimate: Estimate | None) -> list[float]:
+    if estimate is None or estimate.value is None:
         return [0.0, 0.0, 0.0, 0.0]
     if estimate.standard_error is None:
         return [1.0, estimate.value, 0.0, 0.0]
@@ -88,11 +90,11 @@ def read_sums(
 
     summaries, differences = {}, {}
     for model in models:
-        auroc, f1 = mean(f"evaluation.{model}", 0.0)
-        summaries[model] = ModelSummary(auroc=auroc, f1=f1)
+        auroc, f1, balanced = mean(f"evaluation.{model}", 0.0)
+        summaries[model] = ModelSummary(auroc=auroc, f1=f1, balanced_accuracy=balanced)
         if model != "global":
-            auroc, f1 = mean(f"difference.{model}", -1.0)
-            differences[model] = Difference(auroc=auroc, f1=f1)
+            auroc, f1, balanced = mean(f"difference.{model}", -1.0)
+            differences[model] = Difference(auroc=auroc, f1=f1, balanced_accuracy=balanced)
     return EvaluationSums(
         numbers=dict(zip(_NUMBERS, map(int, numbers), strict=True)),
         train_class_counts=dict(zip(classes, map(int, counts), strict=True)),

@@ -1,8 +1,8 @@
 """Whose update does not fit the others': too long, too short, or against the rest.
 
-The coordinator sees how each site changed the global arrays. Of every change it keeps an outline
-(length and direction), and after the round it compares each site's with those of the others alone,
-so that a bad site takes no part in the yardstick it is held to:
+The coordinator sees how each site would change the model (`Strategy.change`). Of every change it
+keeps an outline (length and direction), and after the round it compares each site's with those of
+the others alone, so that a bad site takes no part in the yardstick it is held to:
 
 - length: the logarithm's distance from the others' median, over their spread. Honest lengths
   differ too, with the number of images above all; on real features of 20 to 400 images they stayed
@@ -34,8 +34,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from dermino_strategies.base import Arrays, SiteUpdate
-from dermino_strategies.local_training import HEAD
+from dermino_strategies.base import Arrays, SiteUpdate, Strategy
 
 FEWEST_SITES = 3
 
@@ -57,7 +56,7 @@ LONGEST = 4096
 LEAVE_ONE_OUT = 30
 """Up to so many sites, each is left out of its own yardstick; of more it moves it by nothing."""
 
-_TINY = 1e-300
+_TINY, _HUGE = 1e-300, 1e300
 
 Vector = npt.NDArray[np.float64]
 Reason = Literal["length", "direction"]
@@ -96,21 +95,22 @@ class Finding:
     sentence: str
 
 
-def outline(arrays: Arrays, update: SiteUpdate) -> Outline:
-    """The outline of one update.
+def outline(strategy: Strategy, arrays: Arrays, update: SiteUpdate) -> Outline | None:
+    """The outline of one update; None where the method says that it tells of no direction."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = strategy.change(arrays, update)
+    return outline_of(np.concatenate([parts[n].ravel() for n in sorted(parts)])) if parts else None
 
-    Weight and bias count as the difference from the global head; other arrays are sums over
-    images and count per image, so that large hospitals do not stand out.
-    """
-    parts = []
-    for name in sorted(update.arrays):
-        sent = update.arrays[name].astype(np.float64)
-        change = sent - arrays[name] if name in HEAD else sent / update.examples
-        parts.append(change.ravel())
-    change = np.concatenate(parts)
+
+def outline_of(change: Vector) -> Outline:
+    """The outline of a change [n]; one that is too large for its numbers has no direction."""
+    if not np.isfinite(change).all():
+        return Outline(_HUGE, np.zeros(min(len(change), LONGEST), np.float32))
     largest = float(np.abs(change).max(initial=0.0))
     length = largest * float(np.linalg.norm(change / largest)) if largest > 0 else 0.0
-    return Outline(length, _unit(_folded(change / max(largest, _TINY))).astype(np.float32))
+    return Outline(
+        min(length, _HUGE), _unit(_folded(change / max(largest, _TINY))).astype(np.float32)
+    )
 
 
 def _folded(change: Vector) -> Vector:
@@ -143,7 +143,7 @@ def compare(outlines: Mapping[str, Outline]) -> dict[str, Comparison]:
         others = np.delete(logs, k)
         middle, spread = _middle_and_spread(others)
         score = (logs[k] - middle) / max(spread, np.log(LENGTH_FACTOR) / LENGTH_SCORE)
-        ratio = float(lengths[k] / max(float(np.exp(middle)), _TINY))
+        ratio = min(float(lengths[k] / max(float(np.exp(middle)), 1 / _HUGE)), _HUGE)
         found[site] = Comparison(float(lengths[k]), ratio, float(score), float(cosines[k]))
     return found
 
@@ -166,15 +166,19 @@ def _length_finding(site: str, seen: Comparison, sites: int) -> Finding:
         what = f"{site} sent the model back as it was, while the other {sites - 1} sites changed it"
     elif seen.length_score > 0:
         what = (
-            f"{site} changed the model {seen.ratio:,.0f} times as far as the other {sites - 1} "
+            f"{site} changed the model {_times(seen.ratio)} times as far as the other {sites - 1} "
             "sites (their median)"
         )
     else:
         what = (
-            f"{site} changed the model only 1/{1 / seen.ratio:,.0f} as far as the other "
+            f"{site} changed the model only 1/{_times(1 / seen.ratio)} as far as the other "
             f"{sites - 1} sites (their median)"
         )
     return Finding(site, "length", seen.ratio, seen.length_score, f"{what}.{_caveat(sites)}")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio < 1e6 else f"{ratio:.0e}"
 
 
 def _direction_finding(site: str, cosine: float, outlines: Mapping[str, Outline]) -> Finding | None:

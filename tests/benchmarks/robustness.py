@@ -20,12 +20,12 @@ import numpy as np
 from dermino_core.heads import LinearHead
 from dermino_core.metrics import evaluate, mean_over_sites
 from dermino_core.results import Estimate
-from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy
+from dermino_strategies.base import Arrays, SiteData, SiteUpdate, Strategy, Tuning
 from dermino_strategies.facts import ATTACKS, FACTS
 from dermino_strategies.fedavg import FedAvg, FedAvgSettings
 from dermino_strategies.local_training import HEAD
 from dermino_strategies.registry import STRATEGIES, get_strategy
-from dermino_strategies.suspicion import outline, suspicious
+from dermino_strategies.suspicion import Outline, outline, suspicious
 from tests.benchmarks.machine import describe, load_line
 from tests.benchmarks.tables import goal, table
 from tests.benchmarks.workload import drawn_workload, real_workload, shared_folder
@@ -126,12 +126,18 @@ def attacked_federation(
                 updates[name] = update
             except ValueError:
                 done.refused += 1
-        outlines = {name: outline(arrays, update) for name, update in updates.items()}
-        for name in {finding.site for finding in suspicious(outlines)}:
+        for name in {finding.site for finding in suspicious(_outlines(strategy, arrays, updates))}:
             done.named[name] = done.named.get(name, 0) + 1
         arrays = strategy.aggregate(arrays, updates)
     done.head = strategy.head(arrays)
     return done
+
+
+def _outlines(
+    strategy: Strategy, arrays: Arrays, updates: Mapping[str, SiteUpdate]
+) -> dict[str, Outline]:
+    found = {name: outline(strategy, arrays, update) for name, update in updates.items()}
+    return {name: seen for name, seen in found.items() if seen is not None}
 
 
 def honest_auroc(head: LinearHead, sites: Mapping[str, Hospital], bad: str) -> Estimate:
@@ -214,10 +220,12 @@ COLUMNS = ("none", "absent", *ATTACKS)
 
 
 def measure_attacks(five: Mapping[str, Hospital]) -> Found:
-    """Every method of the registry, every attack, by each of the sites."""
+    """Every method that trains on features, every attack, by each of the sites."""
     found: Found = {}
     sites = {name: site.train for name, site in five.items()}
-    for name, (_, settings_type) in sorted(STRATEGIES.items()):
+    for name, (method, settings_type) in sorted(STRATEGIES.items()):
+        if issubclass(method, Tuning):
+            continue
         local = issubclass(settings_type, FedAvgSettings)
         for variant in VARIANTS.get(name, [{}]):
             settings = ({"learning_rate": LEARNING_RATE} if local else {}) | variant
@@ -244,6 +252,10 @@ def show_attacks(found: Found, bad: str) -> None:
         rows.append([method, *(_fate(cell, bad, rounds) for cell in by[bad].values())])
     print("\nrounds in which it was refused (r) or named (n), of all; +: honest sites named")
     print(table(["method", *COLUMNS], rows))
+    print("\nof the five sites, each being the bad one: refused or named in at least one round;")
+    print("false alarms: honest sites named, of all sites in all rounds without a bad one")
+    rows = [[method, *_caught(by), _false_alarms(by, method)] for method, by in found.items()]
+    print(table(["method", *ATTACKS, "false alarms"], rows))
     print("\nAUROC lost beside 'absent': the worst of five, each site being the bad one")
     rows = [
         [m, *(f"{max(_loss(cells, a) for cells in by.values()):+.3f}" for a in ATTACKS)]
@@ -273,6 +285,21 @@ def _fate(cell: Cell, bad: str, rounds: int) -> str:
     if cell.refused:
         return f"{cell.refused}r/{rounds}{more}"
     return f"{cell.named.get(bad, 0)}n/{rounds}{more}"
+
+
+def _caught(by: Mapping[str, Mapping[str, Cell]]) -> list[str]:
+    """Of all bad sites, those that were refused or named, for each attack."""
+    hits = {
+        attack: sum(bool(c[attack].refused or c[attack].named.get(bad)) for bad, c in by.items())
+        for attack in ATTACKS
+    }
+    return [f"{hits[attack]}/{len(by)}" for attack in ATTACKS]
+
+
+def _false_alarms(by: Mapping[str, Mapping[str, Cell]], method: str) -> str:
+    cells = next(iter(by.values()))  # without an attack it does not matter who is the bad one
+    rounds = FACTS[method.split()[0]].rounds
+    return f"{sum(cells['none'].named.values())}/{len(by) * rounds}"
 
 
 KINDS = {
@@ -359,7 +386,7 @@ def _one_trial(
     arrays = strategy.initial_arrays(data.n_classes, width, trial)
     for round_ in range(1, 6):
         updates = {n: strategy.site_update(d, arrays, round_, trial) for n, d in sites.items()}
-        outlines = {name: outline(arrays, update) for name, update in updates.items()}
+        outlines = _outlines(strategy, arrays, updates)
         findings = suspicious(outlines)
         tally.rounds += 1
         tally.sites += len(sites)
@@ -371,7 +398,7 @@ def _one_trial(
             sent = {name: ON_UPDATES[name](arrays, updates[bad]) for name in ON_UPDATES}
             sent["label-flipped"] = strategy.site_update(flipped, arrays, round_, trial)
             for name in ("scaled", "sign-flipped", "label-flipped"):
-                seen = suspicious(outlines | {bad: outline(arrays, sent[name])})
+                seen = suspicious(outlines | _outlines(strategy, arrays, {bad: sent[name]}))
                 caught = any(finding.site == bad for finding in seen)
                 tally.caught[name] = tally.caught.get(name, 0) + caught
         arrays = strategy.aggregate(arrays, updates)

@@ -209,6 +209,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("apps", ["AB" * 32], "neither 'dermino' nor a SHA-256"),
     ("apps", [], "at least 1 item"),
     ("share_local_head", "no", "valid boolean"),
+    ("share_statistics", "no", "valid boolean"),
+    ("min_count", 1, "greater than or equal to 2"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,8 @@ def _methods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STRATEGIES, "private-fedavg", (PrivateFedAvg, FedAvgSettings))
     clock = SimpleNamespace(perf_counter=lambda: 0.0)
     monkeypatch.setattr("dermino_client.work.time", clock)
+    monkeypatch.setattr("dermino_client.statistics.time", clock)
+    monkeypatch.setattr("dermino_client.personal_work.time", clock)
 
 
 @pytest.fixture
@@ -113,6 +116,8 @@ def exchange(
         cross_site=not (wish.secure_aggregation or wish.privacy),
         privacy=wish.privacy,
         secure_aggregation=wish.secure_aggregation,
+        personal=wish.personal,
+        statistics=wish.statistics,
         backbone=BackboneInfo.of(prepared.card, prepared.precision),
         backbone_spec="demo",
         created="now",
@@ -159,6 +164,22 @@ def test_a_plain_run(
     assert shown.messages[0].metrics["num-examples"] == (prepared.split == "train").sum()
     assert shown.messages[-1].fields["n_test"] == (prepared.split == "test").sum()
     assert (shown.refusal, shown.cost) == (None, None)
+
+
+@pytest.mark.parametrize("policy", [{}, {"share_statistics": False}, {"min_count": 12}])
+def test_a_run_with_statistics(make_site: MakeSite, tmp_path: Path, policy: dict[str, Any]) -> None:
+    """Told or refused, the preview shows what the coordinator then gets, before the first round."""
+    site = make_site(policy={"min_images": 4} | policy)
+    prepared = prepare_site(site)
+    wish = ask(rounds=1, statistics=True)
+    shown = preview(site, wish)
+    same(shown, exchange(site, prepared, tmp_path / "real", wish, [site.name]))
+    assert [m.round for m in shown.messages] == [0, 1, 2]
+    first = shown.messages[0].fields
+    if "share_statistics" in policy:
+        assert first["code"] == "POLICY_REFUSED"
+    elif (prepared.split == "train").sum() >= policy.get("min_count", 5):
+        assert first["min_count"] == policy.get("min_count", 5)
 
 
 def test_a_secure_run(site: Site, tmp_path: Path) -> None:
@@ -229,12 +250,62 @@ def test_a_private_and_secure_run(site: Site, tmp_path: Path) -> None:
     assert shown.cost is not None
 
 
+def test_a_run_of_sums(site: Site, tmp_path: Path) -> None:
+    """Of a method whose global arrays are not what sites are sent."""
+    prepared = prepare_site(site)
+    wish = ask("ridge", rounds=2)
+    shown = preview(site, wish)
+    same(shown, exchange(site, prepared, tmp_path / "real", wish, [site.name]))
+    assert shown.messages[-1].fields["joining"] is None
+
+
+@pytest.mark.parametrize(
+    ("secure", "privacy"),
+    [
+        (False, None),
+        (True, None),
+        (False, PrivacyRequest(epsilon=3)),
+        (True, PrivacyRequest(epsilon=3)),
+    ],
+)
+def test_a_run_with_personal_models(
+    site: Site, tmp_path: Path, secure: bool, privacy: PrivacyRequest | None
+) -> None:
+    """In the clear the curve and the personal model's results leave, otherwise they do not."""
+    prepared = prepare_site(site)
+    wish = ask(
+        "ridge",
+        rounds=1,
+        personal=True,
+        others=OTHERS,
+        secure_aggregation=secure,
+        privacy=privacy,
+    )
+    sent = exchange(site, prepared, tmp_path / "real", wish, [site.name, *OTHERS])
+    shown = preview(site, wish)
+    same(shown, sent, exact=secure or privacy is None)
+    if not secure:
+        last = shown.messages[-1].fields
+        assert (last["joining"] is None) is (privacy is not None)
+        assert ("'personal'" in str(last["evaluations"])) is (privacy is None)
+        if privacy is None:
+            assert last == json.loads(str(sent[-1].config_records["body"]["json"]))
+    assert preview(site, replace(wish, others=())).bytes == pytest.approx(shown.bytes, rel=1e-3)
+
+
 REFUSED = [
     ({"max_rounds": 1}, ask(), "POLICY_REFUSED", "max_rounds"),
     ({"min_images": 1000}, ask(), "POLICY_REFUSED", "min_images"),
     ({"max_model_bytes": 100}, ask(), "POLICY_REFUSED", "max_model_bytes"),
     ({"require_privacy": True}, ask(), "POLICY_REFUSED", "require_privacy"),
     ({"require_secure_aggregation": True}, ask(), "POLICY_REFUSED", "require_secure"),
+    ({"allow_personal": False}, ask("ridge", personal=True), "POLICY_REFUSED", "allow_personal"),
+    (
+        {"min_other_sites": 4},
+        ask("ridge", personal=True, others=OTHERS),
+        "POLICY_REFUSED",
+        "min_other_sites: 2 other sites",
+    ),
     (
         {"epsilon_per_run": 2.0},
         ask("private-fedavg", privacy=PrivacyRequest(epsilon=3)),
@@ -309,6 +380,8 @@ def test_what_cannot_be_shown(site: Site, make_site: MakeSite) -> None:
     alone = next(name for name, make in methods if not issubclass(make, Additive))
     with pytest.raises(DerminoError, match=f"{alone} needs each site's own update"):
         preview(site, ask(alone, secure_aggregation=True))
+    with pytest.raises(DerminoError, match="fedavg makes no personal models"):
+        preview(site, ask(personal=True))
     with pytest.raises(DerminoError, match="no strategy 'fedavgg'"):
         preview(site, ask("fedavgg"))
     with pytest.raises(DerminoError, match="not enrolled"):
@@ -339,7 +412,11 @@ def test_the_command(site: Site) -> None:
     assert "TrainReply, once" in out  # the first one holds the site's own head
     assert "TrainReply, 2 times" in out
     assert "EvaluateReply, once" in out
-    assert f"{preview(site, Wish(rounds=3, settings={'local_epochs': 3})).bytes:,} bytes" in out
+    assert "StatisticsReply, once" in out
+    wish = Wish(rounds=3, settings={"local_epochs": 3}, statistics=True)
+    assert f"{preview(site, wish).bytes:,} bytes" in out
+    without = run_command(site, "--rounds", "3", "--no-statistics").output
+    assert "StatisticsReply" not in without
     assert "num-examples" in out
     assert "images_used" in out
 

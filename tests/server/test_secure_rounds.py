@@ -14,9 +14,12 @@ from flwr.clientapp import ClientApp
 
 from dermino_client.app import make_client_app
 from dermino_client.hospital import Hospital
+from dermino_client.ledger import Ledger
+from dermino_client.own_results import OwnResults
 from dermino_core.errors import DerminoError
 from dermino_core.metrics import mean_over_sites
 from dermino_core.model_folder import load_model
+from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import Results
 from dermino_server.inprocess import InProcessGrid
 from dermino_server.plan import RunPlan
@@ -24,7 +27,7 @@ from dermino_server.rounds import run_rounds
 from dermino_server.simulated_consortium import enrol_simulated
 from dermino_strategies.base import SiteData
 from dermino_strategies.fedavg import FedAvg
-from dermino_strategies.protocol import EvaluateReply, pack, refusal_in
+from dermino_strategies.protocol import pack, refusal_in
 from dermino_strategies.secure_aggregation.ring import FixedPoint
 
 Plan = Callable[..., RunPlan]
@@ -98,7 +101,7 @@ def test_a_site_keeps_its_own_evaluation(
     plan = secure_plan(make_plan)
     results = run_rounds(InProcessGrid(apps(five)), plan, tmp_path)
     own = [
-        EvaluateReply.model_validate_json(
+        OwnResults.model_validate_json(
             (site.folder / "results" / f"{plan.run_id}.json").read_text()
         )
         for site in five.values()
@@ -198,6 +201,40 @@ def test_too_few_sites_end_the_run_with_names(
     assert caught.value.code == "SECURE_ABORTED"
     assert "alpha (unmask)" in caught.value.what
     assert not (tmp_path / "results.json").exists()
+
+
+def test_by_default_more_than_two_thirds_must_stay(
+    five: dict[str, Hospital], make_plan: Plan, tmp_path: Path
+) -> None:
+    """Three of five would do for `threshold=3`; not where nobody chose one."""
+    clients = apps(five) | {
+        name: watched(five[name], _gone_at("unmask", "train")) for name in NAMES[:2]
+    }
+    with pytest.raises(DerminoError, match="alpha \\(unmask\\)"):
+        run_rounds(InProcessGrid(clients), secure_plan(make_plan, threshold=None), tmp_path)
+
+
+def test_a_site_whose_company_leaves_it_sends_nothing(
+    five: dict[str, Hospital], make_plan: Plan, tmp_path: Path
+) -> None:
+    """Enough were invited; that too few are left, the site sees at a later stage."""
+    shy = hospital(five["beta"].prepared, five["beta"].folder.parent, min_other_sites=4)
+    clients = apps(five | {"beta": shy}) | {
+        "gamma": watched(five["gamma"], _gone_at("shares", "train"))
+    }
+    results = run_rounds(InProcessGrid(clients), secure_plan(make_plan, rounds=1), tmp_path)
+    assert results.rounds[0].sites == ["alpha", "delta", "epsilon"]
+    assert "beta" in {rejection.site for rejection in results.rounds[0].rejected}
+
+
+def test_a_secure_run_with_a_budget_is_settled_at_its_end(
+    five: dict[str, Hospital], make_plan: Plan, tmp_path: Path
+) -> None:
+    plan = secure_plan(make_plan, privacy=PrivacyRequest(epsilon=3))
+    run_rounds(InProcessGrid(apps(five)), plan, tmp_path)
+    for site in five.values():
+        (spending,) = Ledger(site.folder / "ledger").by_run()
+        assert not spending.is_open
 
 
 def test_a_run_that_promises_secure_aggregation_gets_nothing_in_the_clear(

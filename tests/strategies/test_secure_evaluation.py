@@ -27,9 +27,16 @@ def estimate(value: float | None, error: float | None = None) -> Estimate:
     return Estimate(value=value, standard_error=error)
 
 
+def change_of(given: Estimate) -> Estimate:
+    """Another number, so that one metric cannot stand for another."""
+    return given if given.value is None else given.model_copy(update={"value": given.value / 2})
+
+
 def reply(auroc: Estimate, f1: Estimate, change: Estimate, *, images: int) -> EvaluateReply:
     counts = dict(zip(CLASSES, (images, 2 * images), strict=True))
-    evaluation = Evaluation(n=images, class_counts=counts, auroc=auroc, f1=f1)
+    evaluation = Evaluation(
+        n=images, class_counts=counts, auroc=auroc, f1=f1, balanced_accuracy=change_of(auroc)
+    )
     return EvaluateReply(
         classes=CLASSES,
         precision="fp32",
@@ -41,7 +48,9 @@ def reply(auroc: Estimate, f1: Estimate, change: Estimate, *, images: int) -> Ev
         n_test=images,
         train_class_counts=counts,
         evaluations=dict.fromkeys(MODELS, evaluation),
-        global_minus={"local": Difference(auroc=change, f1=change)},
+        global_minus={
+            "local": Difference(auroc=change, f1=change, balanced_accuracy=change_of(change))
+        },
         cross={},
     )
 
@@ -74,14 +83,20 @@ def test_equals_the_means_of_the_sites_own_numbers(
             found.mean[model].auroc, mean_over_sites([r.evaluations[model].auroc for r in replies])
         )
         same(found.mean[model].f1, mean_over_sites([r.evaluations[model].f1 for r in replies]))
+        balanced = [r.evaluations[model].balanced_accuracy for r in replies]
+        same(found.mean[model].balanced_accuracy, mean_over_sites([e for e in balanced if e]))
     changes = [r.global_minus["local"].auroc for r in replies]
     same(found.mean_global_minus["local"].auroc, mean_over_sites(changes, lowest=-1))
+    halves = [r.global_minus["local"].balanced_accuracy for r in replies]
+    expected = mean_over_sites([d for d in halves if d], lowest=-1)
+    same(found.mean_global_minus["local"].balanced_accuracy, expected)
     assert found.numbers["n_train"] == sum(r.n_train for r in replies)
     assert found.numbers["unreadable"] == len(replies)
     assert found.train_class_counts["malignant"] == sum(2 * n for *_, n in sites)
 
 
-def same(found: Estimate, expected: Estimate) -> None:
+def same(found: Estimate | None, expected: Estimate) -> None:
+    assert found is not None
     assert (found.value is None) == (expected.value is None)
     for name in ("value", "low", "high", "standard_error"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-9), name

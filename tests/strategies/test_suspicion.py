@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermino_strategies.base import Arrays, SiteUpdate
+from dermino_strategies.base import Arrays, SiteData, SiteUpdate
+from dermino_strategies.fedavg import FedAvg
+from dermino_strategies.registry import get_strategy
 from dermino_strategies.suspicion import (
     LONGEST,
     Finding,
@@ -36,8 +40,14 @@ def outlines(changes: list[Vector]) -> dict[str, Outline]:
     for number, change in enumerate(changes):
         weight = (0.3 + change[2:].reshape(shape)).astype(np.float32)
         sent = {"weight": weight, "bias": change[:2].astype(np.float32)}
-        named[f"site-{number}"] = outline(arrays, SiteUpdate(sent, examples=10))
+        named[f"site-{number}"] = kept(arrays, SiteUpdate(sent, examples=10))
     return named
+
+
+def kept(arrays: Arrays, update: SiteUpdate) -> Outline:
+    found = outline(FedAvg(), arrays, update)
+    assert found is not None
+    return found
 
 
 def names(findings: list[Finding]) -> list[tuple[str, str]]:
@@ -153,7 +163,7 @@ def test_sums_count_per_image() -> None:
     for number, images in enumerate((20, 100, 4000, 500)):
         total = rng.normal(loc=1, size=(images, 30)).sum(axis=0)
         sent = {"total.sums": total, "total.counts": np.array([images / 2, images / 2])}
-        sums[f"site-{number}"] = outline({}, SiteUpdate(sent, images))
+        sums[f"site-{number}"] = kept({}, SiteUpdate(sent, images))
     assert suspicious(sums) == []
     assert sums["site-2"].length == pytest.approx(sums["site-1"].length, rel=0.2)
 
@@ -161,13 +171,13 @@ def test_sums_count_per_image() -> None:
 def test_long_updates_are_folded_alike_at_every_site() -> None:
     changes = agreeing(5, width=30_002)
     changes[4] = -changes[4]
-    kept = outlines(changes)
-    assert {len(seen.direction) for seen in kept.values()} == {LONGEST}
+    folds = outlines(changes)
+    assert {len(seen.direction) for seen in folds.values()} == {LONGEST}
     cosine = changes[0] @ changes[1] / np.linalg.norm(changes[0]) / np.linalg.norm(changes[1])
-    folded = float(kept["site-0"].direction @ kept["site-1"].direction)
+    folded = float(folds["site-0"].direction @ folds["site-1"].direction)
     assert folded == pytest.approx(float(cosine), abs=0.05)
-    assert kept["site-0"].length == pytest.approx(float(np.linalg.norm(changes[0])), rel=1e-4)
-    assert names(suspicious(kept)) == [("site-4", "direction")]
+    assert folds["site-0"].length == pytest.approx(float(np.linalg.norm(changes[0])), rel=1e-4)
+    assert names(suspicious(folds)) == [("site-4", "direction")]
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -176,12 +186,53 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 @given(st.lists(st.lists(FINITE, min_size=4, max_size=4), min_size=1, max_size=7))
 def test_no_finite_update_breaks_it(sent: list[list[float]]) -> None:
     zeros = {"weight": np.zeros((2, 1), np.float32), "bias": np.zeros(2, np.float32)}
-    kept = {}
+    kept_ones = {}
     for number, values in enumerate(sent):
         array = np.array(values, np.float32)
         update = SiteUpdate({"weight": array[:2].reshape(2, 1), "bias": array[2:]}, 3)
-        kept[f"site-{number}"] = outline(zeros, update)
-    for finding in suspicious(kept):
+        kept_ones[f"site-{number}"] = kept(zeros, update)
+    for finding in suspicious(kept_ones):
         assert np.isfinite(finding.value)
         assert np.isfinite(finding.score)
         assert finding.sentence.startswith(finding.site)
+
+
+def labelled(seed: int, images: int, *, width: int = 12) -> SiteData:
+    """Two classes that differ alike at every site, which has its own mean image and shares."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(images) < images * rng.uniform(0.2, 0.8)).astype(np.int64)
+    common = np.random.default_rng(99).normal(size=width)
+    features = 5 * rng.normal(size=width) + rng.normal(size=(images, width))
+    return SiteData(f"site-{seed}", (features + labels[:, None] * common).astype("f4"), labels, 2)
+
+
+@pytest.mark.parametrize("method", ["ridge", "logistic"])
+def test_swapped_labels_show_in_sums(method: str) -> None:
+    """However unlike the sites' mean images, shares and sizes are."""
+    strategy = get_strategy(method, {})
+    arrays = strategy.initial_arrays(2, 12, 0)
+    sites = [labelled(seed, images) for seed, images in enumerate((40, 300, 60, 900, 50))]
+    kept_ones = {}
+    for bad in (None, 3):
+        for number, data in enumerate(sites):
+            sent = replace(data, labels=1 - data.labels) if number == bad else data
+            update = strategy.site_update(sent, arrays, 1, 0)
+            found = outline(strategy, arrays, update)
+            assert found is not None
+            kept_ones[data.site] = found
+        assert names(suspicious(kept_ones)) == ([] if bad is None else [("site-3", "direction")])
+
+
+@pytest.mark.parametrize("method", ["ridge", "logistic"])
+def test_the_contrast_is_that_of_the_class_means(method: str) -> None:
+    strategy = get_strategy(method, {})
+    arrays = strategy.initial_arrays(2, 12, 0)
+    data = labelled(5, 80)
+    change = strategy.change(arrays, strategy.site_update(data, arrays, 1, 0))["contrast"]
+    means = [data.features[data.labels == c].astype(float).mean(axis=0) for c in (0, 1)]
+    np.testing.assert_allclose(change, [(means[0] - means[1]) / 2, (means[1] - means[0]) / 2])
+    if method == "logistic":
+        later = arrays | {"counts": np.array([40.0, 40.0])}
+        assert outline(strategy, later, strategy.site_update(data, later, 2, 0)) is None
+    one = replace(data, labels=np.zeros_like(data.labels))
+    assert outline(strategy, arrays, strategy.site_update(one, arrays, 1, 0)) is None

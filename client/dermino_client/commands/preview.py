@@ -12,6 +12,7 @@ import typer
 from dermino_client.commands.audit import FolderOption, SiteOption, open_site
 from dermino_core.console import say
 from dermino_core.errors import DerminoError
+from dermino_core.site_statistics import ASK_STATISTICS
 
 if TYPE_CHECKING:
     from dermino_client.preview import Cost, Preview, Sent
@@ -39,6 +40,15 @@ def preview(
     secure: Annotated[
         bool, typer.Option("--secure-aggregation", help="With secure aggregation.")
     ] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            help="With statistics first, as a run may ask without privacy and secure aggregation."
+        ),
+    ] = ASK_STATISTICS,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="With personal models: every site gets all sums.")
+    ] = False,
     other_sites: Annotated[
         int | None,
         typer.Option(
@@ -63,6 +73,8 @@ def preview(
         rounds=rounds,
         privacy=None if epsilon is None else PrivacyRequest(epsilon=epsilon),
         secure_aggregation=secure,
+        statistics=statistics and epsilon is None and not secure,
+        personal=personal,
         others=[f"other-site-{i + 1}" for i in range(other_sites or 0)],
     )
     shown = rehearsed(found, wish)

@@ -11,20 +11,26 @@ import typer
 from dermino_core import __version__
 from dermino_core.console import say, warn
 from dermino_core.errors import DerminoError
-from dermino_core.results import BackboneInfo, RoundRecord
+from dermino_core.results import BackboneInfo, RoundRecord, read_results
 from dermino_server.commands.options import (
     ClipOption,
     DeltaOption,
     EpsilonOption,
+    ExtendOption,
     ImagesOption,
+    KeepOption,
+    PersonalOption,
     Precision,
     RoundsOption,
     SecureOption,
+    StatisticsOption,
     ThresholdOption,
     Unit,
     UnitOption,
+    asks_statistics,
     parse_settings,
     privacy_request,
+    refuse_beside_extend,
 )
 from dermino_server.commands.show import finish
 
@@ -56,6 +62,7 @@ def federate(
     ] = None,
     rounds: RoundsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    statistics: StatisticsOption = None,
     secure_aggregation: SecureOption = False,
     threshold: ThresholdOption = None,
     epsilon: EpsilonOption = None,
@@ -63,6 +70,7 @@ def federate(
     clip: ClipOption = 1.0,
     unit: UnitOption = Unit.PATIENT,
     images_per_patient: ImagesOption = 4,
+    personal: PersonalOption = False,
     precision: Annotated[
         Precision, typer.Option(help="Arithmetic that the sites use; for the record.")
     ] = Precision.AUTO,
@@ -73,6 +81,8 @@ def federate(
     cross_site: Annotated[
         bool, typer.Option(help="Also collect each site's own head, for the cross-site matrix.")
     ] = True,
+    keep_sums: KeepOption = True,
+    extend: ExtendOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make.", show_default="runs/federate-DATE")
     ] = None,
@@ -92,11 +102,15 @@ def federate(
 
         dermino federate --superlink consortium --backbone backbone.safetensors
         --site mednode --site ph2 --site fitzpatrick17k --secure-aggregation --epsilon 3
+
+        dermino federate --superlink consortium --extend RUN --site isic2017 --out LATER
     """
     from dermino_core.labels import TASKS
     from dermino_core.paths import default_cache
     from dermino_server.deployment import follow, stop, submit
+    from dermino_server.extend import begin_extension, plan_extension
     from dermino_server.flower_cli import require_connection
+    from dermino_server.kept_run import read_kept_run, refuse_superseded
     from dermino_server.plan import (
         check_protection,
         make_plan,
@@ -105,11 +119,35 @@ def federate(
         versions,
         with_public_centre,
     )
+    from dermino_strategies.base import Tuning
     from dermino_strategies.registry import get_strategy
 
+    target = out or Path("runs") / datetime.now(UTC).strftime("federate-%Y%m%d-%H%M%S")
     if resume is not None:
         folder = resume.absolute()
         plan = read_plan(folder)
+        refuse_superseded(folder)
+    elif extend is not None:
+        refuse_beside_extend(
+            *("superlink", "site", "min_sites", "backbone", "wait", "deadline"),
+            *("extend", "out", "report"),
+        )
+        require_connection(superlink)
+        base = read_kept_run(extend)
+        spec = backbone or base.plan.backbone_spec
+        new = sorted(set(site or []))
+        plan = plan_extension(
+            base,
+            new,
+            _backbone(spec, base.plan.backbone.precision),
+            backbone_spec=spec,
+            min_sites=min_sites or max(1, len(new)),
+            wait_seconds=wait,
+            deadline_seconds=deadline,
+            engine="deployment",
+        )
+        folder = new_run_folder(target)
+        begin_extension(base, plan, folder)
     else:
         if backbone is None:
             raise DerminoError(
@@ -134,7 +172,15 @@ def federate(
                 "answer.",
             )
         privacy = privacy_request(epsilon, delta, clip, unit, images_per_patient)
-        check_protection(chosen_strategy, privacy, secure_aggregation=secure_aggregation)
+        check_protection(
+            chosen_strategy,
+            privacy,
+            secure_aggregation=secure_aggregation,
+            personal=personal,
+            sites=len(sites),
+        )
+        if isinstance(chosen_strategy, Tuning):
+            chosen_strategy.check_backbone(backbone)
         require_connection(superlink)
         plan = make_plan(
             title=f"{task}: {', '.join(sites)}",
@@ -150,10 +196,14 @@ def federate(
             min_sites=min_sites or len(sites),
             wait_seconds=wait,
             deadline_seconds=deadline,
-            cross_site=cross_site and not (secure_aggregation or privacy),
+            cross_site=cross_site
+            and not (secure_aggregation or privacy or isinstance(chosen_strategy, Tuning)),
+            statistics=asks_statistics(statistics, privacy, secure_aggregation=secure_aggregation),
             secure_aggregation=secure_aggregation,
             threshold=threshold,
             privacy=privacy,
+            personal=personal,
+            keep_sums=keep_sums,
             engine="deployment",
             backbone=_backbone(backbone, precision.value),
             backbone_spec=backbone,
@@ -161,13 +211,12 @@ def federate(
             dermino_version=__version__,
             versions=versions(),
         )
-        name = datetime.now(UTC).strftime("federate-%Y%m%d-%H%M%S")
-        folder = new_run_folder(out or Path("runs") / name)
+        folder = new_run_folder(target)
         plan.write(folder)
     run_id = submit(folder, superlink, resume=resume is not None)
     say(f"submitted as Flower run {run_id}; waiting for {', '.join(plan.sites)}")
     try:
-        results = follow(folder, superlink, run_id, on_round=_show_round)
+        results = follow(folder, superlink, run_id, on_round=_show_round, read=read_results)
     except KeyboardInterrupt:
         stop(superlink, run_id)
         warn(f"stopped; continue with: dermino federate --superlink {superlink} --resume {folder}")
@@ -183,7 +232,10 @@ def _backbone(spec: str, precision: str) -> BackboneInfo:
 
 
 def _show_round(record: RoundRecord) -> None:
-    what = "evaluation" if record.kind == "evaluate" else f"round {record.round}"
+    names = {"statistics": "statistics", "evaluate": "evaluation"}
+    what = names.get(record.kind, f"round {record.round}")
     say(f"{what}: {', '.join(record.sites)} in {record.seconds:.1f} s")
     for rejection in record.rejected:
         warn(f"{what}: without {rejection.site}: {rejection.sentence} ({rejection.code})")
+    for found in record.suspicious:
+        warn(f"{what}: {found.sentence}")

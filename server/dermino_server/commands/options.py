@@ -5,17 +5,46 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from click.core import ParameterSource
 from pydantic import ValidationError
 
 from dermino_core.errors import DerminoError
 from dermino_core.privacy.plan import PrivacyRequest
+from dermino_core.site_statistics import ASK_STATISTICS
 
 RoundsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Global rounds.", show_default="the method's: 2 of fedavg"),
+]
+StatisticsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--statistics/--no-statistics",
+        help="Ask first how many images of which class each site has, and how alike they are.",
+        show_default=f"{'yes' if ASK_STATISTICS else 'no'}, but never in a private or secure run",
+    ),
+]
+KeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-sums/--no-keep-sums",
+        help="Keep what each site sends in RUN/sums, where the method allows (ridge), so that a "
+        "site can leave later (dermino withdraw) and others can join (--extend).",
+    ),
+]
+ExtendOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--extend",
+        metavar="RUN",
+        help="Let new sites join this finished run of a method that keeps sums; it decides the "
+        "method, its settings, seed and protection.",
+    ),
 ]
 SecureOption = Annotated[
     bool,
@@ -39,6 +68,16 @@ EpsilonOption = Annotated[
 DeltaOption = Annotated[float, typer.Option(help="The delta that belongs to --epsilon.")]
 ClipOption = Annotated[
     float, typer.Option(help="Privacy: largest L2 norm of one patient's contribution.")
+]
+
+
+PersonalOption = Annotated[
+    bool,
+    typer.Option(
+        "--personal",
+        help="Every site makes a model of its own and learns what joining gives it; for that each "
+        "gets the sums of all sites together (ridge; at least three sites, or with --epsilon).",
+    ),
 ]
 
 
@@ -80,6 +119,40 @@ def privacy_request(
     except ValidationError as error:
         first = error.errors()[0]
         raise DerminoError("CONFIG_INVALID", f"{first['loc'][0]}: {first['msg']}.") from None
+
+
+def refuse_beside_extend(*allowed: str) -> None:
+    """Refuse options that the run behind `--extend` has decided, where they are given.
+
+    Raises
+    ------
+    DerminoError
+        `CONFIG_INVALID` naming them.
+    """
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in allowed
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise DerminoError(
+            "CONFIG_INVALID",
+            f"{', '.join(given)}: the run behind --extend has decided that.",
+            fix="Leave it out, or start a run of all sites without --extend.",
+        )
+
+
+def asks_statistics(
+    wish: bool | None, privacy: PrivacyRequest | None, *, secure_aggregation: bool
+) -> bool:
+    """What `--statistics` means for a run; a wish that cannot be met is for the plan to refuse."""
+    if wish is None:
+        return ASK_STATISTICS and privacy is None and not secure_aggregation
+    return wish
 
 
 class Engine(enum.StrEnum):

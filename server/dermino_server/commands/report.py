@@ -20,8 +20,8 @@ def report(
 ) -> None:
     """Write report.html from the results of a run: one file, readable without a network.
 
-    RUN is the folder of a federation, of `dermino evaluate`, or of `dermino pretrain`, also while
-    that is running.
+    RUN is the folder of a federation, of `dermino segmentation`, of `dermino evaluate`, or of
+    `dermino pretrain`, also while that is running.
 
     Example: dermino report runs/2026-03-01
     """
@@ -31,6 +31,12 @@ def report(
         from dermino_core.reporting.evaluation_page import write_evaluation_report
 
         say(str(write_evaluation_report(read_evaluation(run), out or run)))
+        return
+    if kind == "segmentation-federation":
+        from dermino_core.reporting.segmentation_page import write_segmentation_report
+        from dermino_core.segmentation_results import read_segmentation_results
+
+        say(str(write_segmentation_report(read_segmentation_results(run), out or run)))
         return
     if kind == "pretraining":
         from dermino_core.reporting.pretraining_page import write_pretraining_report

@@ -29,11 +29,14 @@ def finish(folder: Path, results: Results, *, report: bool) -> None:
 def print_table(results: Results) -> None:
     """AUROC with its 95 % interval: one row per model, one column per site, and the mean."""
     table = Table(title=f"AUROC (95 % interval), {results.title}")
-    table.add_column("trained on")
+    table.add_column("trained on", min_width=12)
     for site in results.sites:
         table.add_column(f"{site.name}\nn = {site.n_test}")
     table.add_column("mean")
     table.add_column("mean F1")
+    many = len(results.classes) > 2
+    if many:
+        table.add_column("mean balanced accuracy")
     for model in results.models:
         mean = results.mean.get(model.key)
         table.add_row(
@@ -41,8 +44,12 @@ def print_table(results: Results) -> None:
             *(cell(s.evaluations[model.key].auroc) for s in results.sites),
             cell(mean.auroc) if mean else "",
             cell(mean.f1) if mean else "",
+            *([cell(mean.balanced_accuracy)] if many and mean and mean.balanced_accuracy else []),
         )
-    Console(width=None if Console().is_terminal else 120).print(table)
+    for column in table.columns:
+        column.overflow = "fold"  # a narrow column wraps; half an interval would be worse than none
+    width = max(120, 16 * len(table.columns))
+    Console(width=None if Console().is_terminal else width).print(table)
 
 
 def cell(estimate: Estimate) -> str:

@@ -9,20 +9,27 @@ from typing import Annotated
 import typer
 
 from dermino_core.console import say
+from dermino_core.errors import DerminoError
 from dermino_server.commands.options import (
     ClipOption,
     DeltaOption,
     Engine,
     EpsilonOption,
+    ExtendOption,
     ImagesOption,
+    KeepOption,
+    PersonalOption,
     Precision,
     RoundsOption,
     SecureOption,
+    StatisticsOption,
     ThresholdOption,
     Unit,
     UnitOption,
+    asks_statistics,
     parse_settings,
     privacy_request,
+    refuse_beside_extend,
 )
 from dermino_server.commands.show import finish
 
@@ -44,6 +51,7 @@ def simulate(
     ] = None,
     rounds: RoundsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    statistics: StatisticsOption = None,
     secure_aggregation: SecureOption = False,
     threshold: ThresholdOption = None,
     epsilon: EpsilonOption = None,
@@ -51,6 +59,9 @@ def simulate(
     clip: ClipOption = 1.0,
     unit: UnitOption = Unit.PATIENT,
     images_per_patient: ImagesOption = 4,
+    personal: PersonalOption = False,
+    keep_sums: KeepOption = True,
+    extend: ExtendOption = None,
     engine: Annotated[Engine, typer.Option(help="In this process, or on Ray.")] = Engine.INPROCESS,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make.", show_default="runs/simulate-DATE")
@@ -74,14 +85,32 @@ def simulate(
         dermino simulate --sites sites/ --backbone weights/dinov2_vits14.safetensors --out RUN
 
         dermino simulate --secure-aggregation --epsilon 3
+
+        dermino simulate --strategy ridge --personal
+
+        dermino simulate --extend RUN --sites sites/ --out LATER
     """
     from dermino_server import simulate as simulation
 
+    name = datetime.now(UTC).strftime("simulate-%Y%m%d-%H%M%S")
+    target = out or Path("runs") / name
     if resume is not None:
         folder, results = simulation.resume(resume, cache=cache)
+    elif extend is not None:
+        refuse_beside_extend("extend", "sites", "backbone", "engine", "out", "cache", "report")
+        if sites is None:
+            raise DerminoError(
+                "CONFIG_INVALID",
+                "Where are the sites that join?",
+                fix="--sites DIR, a folder of site files with the new ones in it.",
+            )
+        folder, results = simulation.extend(
+            extend, sites, target, backbone=backbone, engine=engine.value, cache=cache
+        )
     else:
         if sites is None:
             say("No --sites given: three synthetic hospitals, drawn on this machine.")
+        privacy = privacy_request(epsilon, delta, clip, unit, images_per_patient)
         request = simulation.SimulationRequest(
             sites=sites,
             backbone=backbone,
@@ -90,12 +119,14 @@ def simulate(
             settings=parse_settings(settings or []),
             rounds=rounds,
             seed=seed,
+            statistics=asks_statistics(statistics, privacy, secure_aggregation=secure_aggregation),
             secure_aggregation=secure_aggregation,
             threshold=threshold,
-            privacy=privacy_request(epsilon, delta, clip, unit, images_per_patient),
+            privacy=privacy,
+            personal=personal,
+            keep_sums=keep_sums,
             engine=engine.value,
             cache=cache,
         )
-        name = datetime.now(UTC).strftime("simulate-%Y%m%d-%H%M%S")
-        folder, results = simulation.simulate(request, out or Path("runs") / name)
+        folder, results = simulation.simulate(request, target)
     finish(folder, results, report=report)

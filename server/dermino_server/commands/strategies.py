@@ -50,6 +50,7 @@ class Row:
     bytes_from_site: int
     secure_aggregation: bool
     differential_privacy: bool
+    keeps_sums: bool
     survives: list[str]
     settings: list[Setting]
 
@@ -103,6 +104,7 @@ def _row(name: str, classes: int, width: int) -> Row:
         bytes_from_site=sum(array.nbytes for array in sent),
         secure_aggregation=works_with_secure_aggregation(name),
         differential_privacy=works_with_privacy(name),
+        keeps_sums=strategy.keeps_sums,
         survives=list(facts.survives),
         settings=_settings(STRATEGIES[name][1]),
     )
@@ -172,6 +174,7 @@ def _show_one(row: Row, classes: int, width: int) -> None:
     say(f"rounds: {row.rounds}")
     say(f"secure aggregation: {'yes' if row.secure_aggregation else 'no'}")
     say(f"differential privacy: {'yes' if row.differential_privacy else 'no'}")
+    say(f"a site can leave or join after the run: {'yes' if row.keeps_sums else 'no'}")
     say("one bad site of five may send:")
     for attack in row.survives:
         say(f"  {attack}: {ATTACKS[attack]}")
