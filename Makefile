@@ -1,6 +1,7 @@
 # make demo   install and run the main job on three synthetic hospitals
 # make test   the quick tests;  make test-slow: the rest;  make check: lint, types, contracts
 # make bench  what is measured, side by side;  make bench-pretrain: a step of pretraining
+# make bench-peers  dermino beside plain Flower, NVFlare and plain loops (NVFLARE=python with nvflare)
 # make pretraining-gain  what continued pretraining gains on real images (about an hour)
 # make demo-backbone  make the small backbone that comes with dermino again
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench bench-pretrain demo-backbone pretraining-gain clean help
+.PHONY: demo test test-slow check bench bench-pretrain bench-peers demo-backbone pretraining-gain clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +41,9 @@ bench: $(STAMP)
 
 bench-pretrain: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.pretraining
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.peers --per-site 150 $(if $(NVFLARE),--nvflare $(NVFLARE)) --out build/peers
 
 demo-backbone: $(STAMP)
 	$(BIN)/python -m dermino_core.demo_backbone.rebuild build/demo-backbone

@@ -74,6 +74,6 @@ def _held_elsewhere(kept: KeptRun, site: str, new: Path) -> list[str]:
             entry = KeptSums(folder).index.get(site)
         except (DerminoError, OSError):  # not readable, or no folder
             continue
-        if entry is not None and entry.sha256 == kept.index[site].sha256:
+        if entry is not None and entry.as_sent == kept.index[site].as_sent:
             held.add(folder.name)
     return sorted(held)

@@ -84,6 +84,7 @@ def test_the_command_shows_what_a_run_gave(site: Site) -> None:
     assert f"dermino predict --model {personal_folder(site.folder, name)}" in text
 
 
+@pytest.mark.slow
 def test_the_newest_is_shown_and_others_by_their_first_letters(site: Site) -> None:
     first, second = run(site, personal=False), run(site, privacy=PrivacyRequest(epsilon=3))
     os.utime(results_file(site.folder, first), (1, 1))
@@ -115,6 +116,7 @@ def test_files_of_other_kinds_and_of_older_versions(site: Site) -> None:
     assert str(file) in shown(site).replace("\n", "")
 
 
+@pytest.mark.slow
 def test_the_personal_model_predicts(site: Site, clinic: Path) -> None:
     """`dermino predict` with its folder gives what the head gives on the site's features."""
     name = run(site)

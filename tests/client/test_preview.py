@@ -263,8 +263,8 @@ def test_a_run_of_sums(site: Site, tmp_path: Path) -> None:
     ("secure", "privacy"),
     [
         (False, None),
-        (True, None),
-        (False, PrivacyRequest(epsilon=3)),
+        pytest.param(True, None, marks=pytest.mark.slow),
+        pytest.param(False, PrivacyRequest(epsilon=3), marks=pytest.mark.slow),
         (True, PrivacyRequest(epsilon=3)),
     ],
 )

@@ -116,6 +116,7 @@ def test_a_fresh_process_reads_what_was_kept_and_no_torch(make: Callable[..., Si
     assert hospital_of(site).masks.digest == first.digest
 
 
+@pytest.mark.slow
 def test_what_changed_is_refused(make: Callable[..., Site]) -> None:
     site = make()
     assert refusal(lambda: load_masks(site)).code == "DATA_CHANGED"

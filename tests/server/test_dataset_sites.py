@@ -120,7 +120,7 @@ def test_no_lesion_is_on_both_sides(sites, cache):
         assert len(set(site.groups)) == site.images_used / 2
 
 
-@pytest.mark.parametrize("strategy", ["ridge", "fedavg"])
+@pytest.mark.parametrize("strategy", ["ridge", pytest.param("fedavg", marks=pytest.mark.slow)])
 def test_simulation_reports_balanced_accuracy(sites, cache, tmp_path, strategy):
     """Eight classes, of which no centre but one has all: the numbers are scikit-learn's."""
     request = SimulationRequest(sites=sites, strategy=strategy, cache=cache)

@@ -217,7 +217,6 @@ def test_nobody_is_accepted_without_a_person(keys: Path, tmp_path: Path, flower:
     digest = read_signed(request, Request).digest
     done = invoke(*common, "--fingerprint", grouped(digest))
     assert done.exit_code == 0, done.output
-    assert grouped(digest) in done.output
     assert "flwr supernode register" in done.output
     assert "mednode.bundle.json" in done.output
     common = ("accept", ask(tmp_path, "ph2"), "--out", keys, "--no-register")

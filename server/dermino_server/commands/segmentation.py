@@ -90,8 +90,6 @@ def segmentation(
         dermino segmentation --sites sites/ --head upernet --set local_epochs=3 --out RUN
 
         dermino segmentation --superlink consortium --backbone vit.safetensors --site a --site b
-
-        dermino segment lesion.jpg --model RUN/model
     """
     folder = out or Path("runs") / datetime.now(UTC).strftime("segmentation-%Y%m%d-%H%M%S")
     chosen = {"head": head.value, **parse_settings(settings or [])}
