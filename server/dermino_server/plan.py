@@ -23,6 +23,9 @@ from dermino_strategies.registry import STRATEGIES
 
 PLAN_FILE = "run.json"
 
+MOST_CROSS_SITES = 30
+"""Up to so many sites each one's head is tested at all others; 900 evaluations."""
+
 FEWEST_FOR_PERSONAL = 3
 TOO_FEW_FOR_PERSONAL = (
     f"personal models take at least {FEWEST_FOR_PERSONAL} sites or differential privacy, because "
@@ -172,6 +175,18 @@ def make_plan(**values: Any) -> RunPlan:
         key = ".".join(str(part) for part in first["loc"]) or "the run"
         message = first["msg"].removeprefix("Value error, ")
         raise DerminoError("CONFIG_INVALID", f"{key}: {message}.") from None
+
+
+def collects_heads(
+    strategy: Strategy, sites: int, privacy: PrivacyRequest | None, *, secure_aggregation: bool
+) -> bool:
+    """Whether a run collects each site's own head for the cross-site matrix, unless told not to.
+
+    Not where none may leave, nor where there is none; and not for many sites, because every site
+    evaluates the heads of all others.
+    """
+    hidden = secure_aggregation or privacy is not None or isinstance(strategy, Tuning)
+    return not hidden and sites <= MOST_CROSS_SITES
 
 
 def check_protection(

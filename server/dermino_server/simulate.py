@@ -60,6 +60,7 @@ from dermino_server.outcome import (
 from dermino_server.plan import (
     RunPlan,
     check_protection,
+    collects_heads,
     make_plan,
     new_run_folder,
     read_plan,
@@ -121,6 +122,7 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
     sites_folder = (request.sites or write_demo_sites(cache / "demo")).absolute()
     clock = _Clock()
     sites = read_sites(sites_folder)
+    # Again, because only now it is known how many there are.
     check_protection(
         strategy,
         request.privacy,
@@ -147,8 +149,11 @@ def simulate(request: SimulationRequest, out: Path) -> tuple[Path, Results]:
         sites=sorted(prepared),
         min_sites=len(prepared),
         engine=request.engine,
-        cross_site=not (
-            request.secure_aggregation or request.privacy or isinstance(strategy, Tuning)
+        cross_site=collects_heads(
+            strategy,
+            len(prepared),
+            request.privacy,
+            secure_aggregation=request.secure_aggregation,
         ),
         statistics=request.statistics,
         secure_aggregation=request.secure_aggregation,

@@ -79,7 +79,10 @@ def federate(
     ] = 120.0,
     deadline: Annotated[float, typer.Option(min=1, help="Seconds a round may take.")] = 600.0,
     cross_site: Annotated[
-        bool, typer.Option(help="Also collect each site's own head, for the cross-site matrix.")
+        bool,
+        typer.Option(
+            help="Also collect each site's own head, for the cross-site matrix; up to 30 sites."
+        ),
     ] = True,
     keep_sums: KeepOption = True,
     extend: ExtendOption = None,
@@ -113,6 +116,7 @@ def federate(
     from dermino_server.kept_run import read_kept_run, refuse_superseded
     from dermino_server.plan import (
         check_protection,
+        collects_heads,
         make_plan,
         new_run_folder,
         read_plan,
@@ -197,7 +201,9 @@ def federate(
             wait_seconds=wait,
             deadline_seconds=deadline,
             cross_site=cross_site
-            and not (secure_aggregation or privacy or isinstance(chosen_strategy, Tuning)),
+            and collects_heads(
+                chosen_strategy, len(sites), privacy, secure_aggregation=secure_aggregation
+            ),
             statistics=asks_statistics(statistics, privacy, secure_aggregation=secure_aggregation),
             secure_aggregation=secure_aggregation,
             threshold=threshold,
