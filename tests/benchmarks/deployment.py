@@ -1,6 +1,6 @@
 """A real deployment on loopback: from `dermino federate` to its report, features cached.
 
-python -m tests.benchmarks.deployment --cache DIR [--quick] [--methods ridge fedavg]
+python -m tests.benchmarks.deployment --cache DIR [--quick] [--ways ridge ...]
 
 A SuperLink with TLS, three `dermino-client`s that poll it every three seconds, and a fresh process
 for every command, as at the coordinator's. The seconds are those of the command: submitting,
@@ -28,13 +28,19 @@ from tests.server.federation import BIN, Federation, free_port, until
 
 WANTED_SECONDS = 15.0
 WANTED_DIFFERENCE = 1e-8
+WAYS: dict[str, tuple[str, ...]] = {
+    "ridge": ("--strategy", "ridge"),
+    "ridge, no statistics": ("--strategy", "ridge", "--no-statistics"),
+    "ridge, personal": ("--strategy", "ridge", "--personal"),
+    "fedavg": ("--strategy", "fedavg"),
+}
 
 
 @dataclass(frozen=True)
 class Timing:
     """One `dermino federate`: its seconds, those of its exchanges, and what it gave."""
 
-    method: str
+    way: str
     seconds: float
     exchanges: list[float]
     mean_auroc: float
@@ -73,8 +79,8 @@ class Deployment(Federation):
         (self.sites / f"{name}.toml").write_text(tomli_w.dumps(content), encoding="utf-8")
 
 
-def measure(workload: Workload, folder: Path, cache: Path, methods: list[str]) -> list[Timing]:
-    """Start the federation once, run every method on it, and end it."""
+def measure(workload: Workload, folder: Path, cache: Path, ways: list[str]) -> list[Timing]:
+    """Start the federation once, run every way on it, and end it."""
     running = Deployment(folder, workload, cache)
     running.provision()
     try:
@@ -85,27 +91,28 @@ def measure(workload: Workload, folder: Path, cache: Path, methods: list[str]) -
         for name in running.images:
             if not until(lambda name=name: running.connected(name), seconds=600):
                 raise RuntimeError(f"{name} did not connect: {running.log(name)[-2000:]}")
-        return [_run(running, method) for method in methods]
+        return [_run(running, way) for way in ways]
     finally:
         running.stop_all()
 
 
-def _run(running: Deployment, method: str) -> Timing:
-    out, simulated = running.folder / method, running.folder / f"{method}-simulated"
-    command = running.federate_command(out, "--strategy", method, "--report")
+def _run(running: Deployment, way: str) -> Timing:
+    name = way.replace(", ", "-").replace(" ", "-")
+    out, simulated = running.folder / name, running.folder / f"{name}-simulated"
+    command = running.federate_command(out, *WAYS[way], "--report")
     start = time.monotonic()
     done = running.run(*command)
     seconds = time.monotonic() - start
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
     command = [str(BIN / "dermino"), "simulate", "--sites", str(running.sites), "--no-report"]
-    again = running.run(*command, "--strategy", method, "--out", str(simulated))
+    again = running.run(*command, *WAYS[way], "--out", str(simulated))
     if again.returncode:
         raise RuntimeError(again.stdout + again.stderr)
     real, other = (load_file(run / "model" / "model.safetensors") for run in (out, simulated))
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     return Timing(
-        method=method,
+        way=way,
         seconds=seconds,
         exchanges=[record["seconds"] for record in results["rounds"]],
         mean_auroc=results["mean"]["global"]["auroc"]["value"],
@@ -117,7 +124,7 @@ def show(timings: list[Timing]) -> None:
     """The table and the goals."""
     rows = [
         [
-            t.method,
+            t.way,
             f"{t.seconds:.1f}",
             " + ".join(f"{seconds:.1f}" for seconds in t.exchanges),
             f"{t.mean_auroc:.3f}",
@@ -125,10 +132,10 @@ def show(timings: list[Timing]) -> None:
         ]
         for t in timings
     ]
-    print(table(["method", "submit to report s", "of it exchanges s", "AUROC", "difference"], rows))
+    print(table(["", "submit to report s", "of it exchanges s", "AUROC", "difference"], rows))
     print("  difference: largest, between the weights of the deployment and of the simulation")
     for t in timings:
-        if t.method == "ridge":
+        if t.way == "ridge":
             text = f"ridge from submit to report in under {WANTED_SECONDS:g} s"
             print(goal(text, f"{t.seconds:.1f} s", reached=t.seconds < WANTED_SECONDS))
             text = f"weights equal the simulation's to {WANTED_DIFFERENCE:g}"
@@ -140,7 +147,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--cache", type=Path, help="features, kept between runs")
-    parser.add_argument("--methods", nargs="+", default=["ridge", "fedavg"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--quick", action="store_true", help="drawn sites, the demo backbone")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -150,9 +157,9 @@ def main() -> None:
         work = Path(temporary)
         shared = None if arguments.quick else shared_folder()
         workload = real_workload(shared, work) if shared else drawn_workload(work, "demo")
-        cache = arguments.cache or work / "cache"
+        cache = (arguments.cache or work / "cache").absolute()
         print(f"{workload.name}: {workload.images} images")
-        timings = measure(workload, work, cache, arguments.methods)
+        timings = measure(workload, work, cache, arguments.ways)
     show(timings)
     if arguments.out:
         content = {"machine": describe(), "timings": [asdict(t) for t in timings]}

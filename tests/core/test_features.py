@@ -213,6 +213,7 @@ def test_another_size_or_precision_is_another_vector(tmp_path: Path, photos: lis
     assert extract(photos[:2], cache).decoded == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_it_resumes_to_the_same_values(tmp_path: Path) -> None:
     photos = make_images(tmp_path / "images", 90)
     whole = extract(photos, tmp_path / "whole")
@@ -249,6 +250,7 @@ def test_interrupted_it_keeps_what_it_has(tmp_path: Path) -> None:
     assert extract(photos, cache).decoded == 90 - kept
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_cache(tmp_path: Path) -> None:
     photos = make_images(tmp_path / "images", 60)
     cache = tmp_path / "cache"

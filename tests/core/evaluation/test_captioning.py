@@ -181,6 +181,7 @@ def test_greedy_is_the_likeliest_word_again_and_again(folder: Path) -> None:
         assert text == " ".join(word for word in expected if not word.startswith("<"))
 
 
+@pytest.mark.slow
 def test_accumulation_is_one_large_batch(folder: Path) -> None:
     large, small = new(folder), new(folder)
     texts = [text if row % 3 else "red" for row, text in enumerate(CAPTIONS)]

@@ -49,6 +49,7 @@ def value_of(outcome: Outcome, method: str, metric: str) -> float:
     return measure.value
 
 
+@pytest.mark.slow
 def test_both_heads_learn_a_few_images_by_heart(
     backbone: Backbone, lesions: list[MaskedImage]
 ) -> None:

@@ -101,6 +101,7 @@ def test_masked_patches_do_not_see_their_pixels() -> None:
     assert not torch.allclose(one, three, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_drop_path_leaves_out_whole_crops_and_keeps_the_mean() -> None:
     packed = PackedViT(tiny(), drop_path=0.5).train()  # pyright: ignore[reportArgumentType]
     block = packed.vit.blocks[-1]
