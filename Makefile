@@ -1,5 +1,5 @@
 # make demo   install and run the main job on three synthetic hospitals
-# make test   the quick tests;  make test-slow: the rest;  make check: lint, types, contracts
+# make test   the quick tests;  make test-slow, test-long: the rest;  make check: lint, types, contracts
 # make bench  what is measured, side by side;  make bench-pretrain: a step of pretraining
 # make bench-peers  dermino beside plain Flower, NVFlare and plain loops (NVFLARE=python with nvflare)
 # make pretraining-gain  what continued pretraining gains on real images (about an hour)
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench bench-pretrain bench-peers demo-backbone pretraining-gain clean help
+.PHONY: demo test test-slow test-long check bench bench-pretrain bench-peers demo-backbone pretraining-gain clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,7 +28,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15 -m "slow and not long"
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -q --durations=15 -m long
 
 check: $(STAMP)
 	$(BIN)/ruff check .

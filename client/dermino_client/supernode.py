@@ -94,8 +94,8 @@ def preflight(site: Site) -> CoordinatorSection:
             "TLS_INVALID",
             f"The coordinator's certificate is not trusted: {error.verify_message}.",
             where=f"{coordinator.address}, with {authority}",
-            fix="Ask the coordinator for the current ca.crt, compare its fingerprint by phone, "
-            "and put it where coordinator.root_certificates points. Nothing was sent.",
+            fix="Ask the coordinator for a new bundle, and install it: dermino-client --site NAME "
+            "--bundle FILE. Nothing was sent.",
         ) from None
     except ssl.SSLError as error:
         raise DerminoError(

@@ -14,7 +14,7 @@ from dermino_core.datasets.synthetic import write_site
 from dermino_core.evaluation.segmentation_model import load_segmentation_model
 from dermino_core.segmentation_results import read_segmentation_results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 MASKED = {"synthetic-mednode": 16, "synthetic-ph2": 20}
 

@@ -16,7 +16,7 @@ from dermino_client.audit import AuditLog
 from dermino_client.ledger import Ledger
 from dermino_core.results import Results, read_results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 THREE = ("mednode", "ph2", "fitzpatrick17k")
 

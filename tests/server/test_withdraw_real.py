@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from federation import BIN, CONNECTION, SITES, Federation, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FIRST, SECOND, THIRD = sorted(SITES)
 
