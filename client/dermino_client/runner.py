@@ -1,9 +1,9 @@
 """The process that answers one message of the coordinator, if its app bundle may run here.
 
 `dermino-client` keeps one of these beside `flower-supernode --isolation process`, in the place of
-`flower-superexec` and `flwr-clientapp`: it has imported what it needs, waits for a message, judges
-the bundle that the message came with, answers and ends; then the next one is started. So every
-message finds a fresh process, as with Flower alone, without waiting for its imports.
+`flower-superexec` and `flwr-clientapp`. It imports what it needs and makes a copy of itself, which
+waits for a message, judges the bundle that the message came with, answers and ends; then comes the
+next copy. So every message finds a fresh process, as with Flower alone, without its imports.
 
 No bundle is installed, written or imported before its bytes are judged. dermino's own bundle is
 never used at all: the installed package answers.
@@ -16,11 +16,11 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dermino_client.runner_fork import next_copy
 from dermino_core.console import prepare_environment, run_command
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("dermino.client")
 
 POLL_SECONDS = 0.2
-_PARENT_SECONDS = 1.0
 
 
 def serve_one(runtime: Runtime, site_file: Path) -> None:
@@ -42,23 +41,19 @@ def serve_one(runtime: Runtime, site_file: Path) -> None:
         connection.answer(answer(job, site_file))
 
 
+def _import_for_answers() -> None:
+    """What an answer needs and would otherwise import while the coordinator waits."""
+    import sklearn.linear_model  # noqa: F401
+
+    import dermino_client.runner_answer  # noqa: F401
+
+
 def _acquire(runtime: Runtime) -> tuple[str, str] | None:
     try:
         return runtime.acquire()
     except ConnectionError as error:
         log.debug("the SuperNode does not answer: %s", error)
         return None
-
-
-def _end_with(parent: int) -> None:
-    """End this process when `dermino-client` is gone, even if it was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _keep_off_proxies() -> None:
@@ -82,11 +77,12 @@ def main() -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    _end_with(arguments.parent)
     _keep_off_proxies()
     # Here, so that a flwr that lacks what is needed ends the process with the error's own code.
     from dermino_client.runner_flower import Runtime
 
+    _import_for_answers()
+    next_copy(arguments.parent)
     runtime = Runtime(arguments.address, arguments.secret.read_bytes())
     try:
         serve_one(runtime, arguments.site_file)

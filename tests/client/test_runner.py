@@ -390,15 +390,36 @@ def runner_process(site: Site, address: str, tmp_path: Path, before: str = "") -
 def test_the_runner_s_process(
     make_site: MakeSite, hostile: bytes, supernode: SuperNode, tmp_path: Path, marker: Path
 ) -> None:
-    """One message, one process, and no proxy between it and the SuperNode."""
+    """Each message a new copy of it, and no proxy between it and the SuperNode."""
     process = runner_process(make_site(), supernode.address, tmp_path)
-    supernode.receive(message_for(), hostile)
+    copies = [next_copy_of(process, None)]
+    for _ in range(2):
+        supernode.receive(message_for(), hostile)
+        copies.append(next_copy_of(process, copies[-1]))
+        assert code_of(supernode.reply()) == "APP_REFUSED"
+        untouched(tmp_path, marker)
+    process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "refused: APP_REFUSED" in errors
+    assert process.returncode == -signal.SIGTERM, errors
+    assert errors.count("refused: APP_REFUSED") == 2
     assert bundle_hash(hostile) in errors
-    assert code_of(supernode.reply()) == "APP_REFUSED"
-    untouched(tmp_path, marker)
+    assert len(set(copies)) == 3
+    assert wait_for(lambda: not any(_alive(pid) for pid in copies))
+
+
+def next_copy_of(original: subprocess.Popen, before: int | None) -> int:
+    """The process that the runner makes of itself after that one, of which there is one at a time.
+
+    The last one has handed over its reply before it ends.
+    """
+    file = Path(f"/proc/{original.pid}/task/{original.pid}/children")
+
+    def copies() -> list[int]:
+        return [int(pid) for pid in file.read_text().split() if int(pid) != before]
+
+    assert wait_for(lambda: bool(copies()))
+    (copy,) = copies()
+    return copy
 
 
 def test_without_the_parts_of_flwr_it_needs_it_fails_closed(
