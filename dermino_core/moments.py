@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dermino_core.blas_threads import threads_for
+
 Float64 = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
 
@@ -114,12 +116,13 @@ class Moments:
             raise ValueError("features hold NaN or infinite values")
         sums = np.zeros((n_classes, width))
         products = np.zeros((n_classes if per_class else 1, width, width))
-        for label in range(n_classes):
-            rows = np.flatnonzero(labels == label)
-            for start in range(0, len(rows), _CHUNK):
-                x = features[rows[start : start + _CHUNK]].astype(np.float64)
-                sums[label] += x.sum(axis=0)
-                products[label if per_class else 0] += x.T @ x
+        with threads_for(len(labels) * width**2):
+            for label in range(n_classes):
+                rows = np.flatnonzero(labels == label)
+                for start in range(0, len(rows), _CHUNK):
+                    x = features[rows[start : start + _CHUNK]].astype(np.float64)
+                    sums[label] += x.sum(axis=0)
+                    products[label if per_class else 0] += x.T @ x
         counts = np.bincount(labels, minlength=n_classes).astype(np.float64)
         return cls(counts, sums, np.stack([triangle_of(block) for block in products]))
 

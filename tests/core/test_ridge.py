@@ -20,7 +20,7 @@ from dermino_core.ridge import (
     cross_validate,
     solve,
     solve_path,
-    squared_error,
+    squared_errors,
 )
 
 
@@ -123,8 +123,8 @@ def test_squared_error_of_moments_is_that_of_the_images() -> None:
     moments = Moments.of(x, y, 3, per_class=True)
     scores = solve(moments, 0.3)
     slow = ((np.eye(3)[y] - scores.of(x)) ** 2).sum(axis=1)
-    assert squared_error(scores, moments) == pytest.approx(slow.sum(), rel=1e-10)
-    assert squared_error(scores, moments, weights) == pytest.approx(
+    assert squared_errors([scores], moments)[0] == pytest.approx(slow.sum(), rel=1e-10)
+    assert squared_errors([scores], moments, weights)[0] == pytest.approx(
         (weights[y] * slow).sum(), rel=1e-10
     )
 
