@@ -27,7 +27,11 @@ T = TypeVar("T")
 
 RUN_ID_FILE = "flower-run-id"
 POLL_SECONDS = 0.3
-STATUS_SECONDS = 3.0
+QUIET_SECONDS = 10.0
+"""Without news in the run folder, Flower is asked whether the run has ended.
+
+Its answer costs a second of this machine, where the coordinator's app may run too.
+"""
 _ENDED_GRACE_SECONDS = 3.0
 
 
@@ -84,9 +88,12 @@ def follow(
     """
     seen = 0
     ended_at: float | None = None
-    asked_at = time.monotonic()
+    quiet_since = time.monotonic()
     while True:
+        before = seen
         seen = _report_rounds(folder, seen, on_round)
+        if seen > before:
+            quiet_since = time.monotonic()
         if error := read_error(folder):
             raise error
         if (folder / "results.json").is_file():
@@ -100,10 +107,10 @@ def follow(
                 where=folder,
                 fix=f"Look at: flwr log {run_id} {connection} --show. Then continue with --resume.",
             )
-        if now - asked_at > STATUS_SECONDS:
-            asked_at = now
-            if ended_at is None and _status(connection, run_id).startswith("finished"):
+        if ended_at is None and now - quiet_since > QUIET_SECONDS:
+            if _status(connection, run_id).startswith("finished"):
                 ended_at = time.monotonic()
+            quiet_since = time.monotonic()
         time.sleep(POLL_SECONDS)
 
 
