@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from dermino_client.hospital import Hospital
 from dermino_client.policy import RequestFacts, check_policy
 from dermino_core.errors import DerminoError
-from dermino_strategies.protocol import Task, Totals
+from dermino_strategies.protocol import Task, Totals, largest_model
 
 
 def admit(
@@ -48,13 +48,12 @@ def admit(
     site = hospital.prepared
     _, labels, _ = site.half("train")
     counts = np.bincount(labels, minlength=len(site.classes))
-    sizes = [sum(len(a.data) for a in r.values()) for r in content.array_records.values()]
     facts = RequestFacts(
         task=task.name,
         classes=tuple(site.classes),
         strategy=task.strategy,
         rounds=task.rounds,
-        model_bytes=max(sizes, default=0),
+        model_bytes=largest_model(content),
         images_per_class=dict(zip(site.classes, map(int, counts), strict=True)),
         privacy=task.privacy,
         secure_aggregation=task.secure_aggregation,

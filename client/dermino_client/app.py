@@ -30,6 +30,7 @@ from dermino_strategies.protocol import (
     SiteName,
     Task,
     TrainRequest,
+    named_heads,
     pack,
     pack_update,
     read_arrays,
@@ -114,8 +115,7 @@ def _admit_evaluation(content: RecordDict, hospital: Hospital, now: datetime) ->
 
 def _evaluate(request: EvaluateRequest, content: RecordDict, hospital: Hospital) -> Answer:
     like = expected_arrays(hospital.prepared, request.task)
-    head_like = LinearHead.arrays_like(len(request.task.classes), request.task.width)
-    heads = {name: _arrays(content, f"head.{name}", head_like) for name in request.heads}
+    heads = _heads(request, content)
     arrays = _arrays(content, "arrays", like)
     personal = read_personal(content, hospital.prepared, request.task)
     own = personal_part(hospital.prepared, request.task, request.totals, arrays, personal)
@@ -123,6 +123,15 @@ def _evaluate(request: EvaluateRequest, content: RecordDict, hospital: Hospital)
     keep_evaluation(hospital, request.task, reply, own)
     settle(hospital, request.task)
     return Answer(pack(for_coordinator(reply, request.task)))
+
+
+def _heads(request: EvaluateRequest, content: RecordDict) -> dict[str, Arrays]:
+    """Site -> the head that it trained alone."""
+    if not request.heads:
+        return {}
+    like = LinearHead.arrays_like(len(request.task.classes), request.task.width)
+    sent = _arrays(content, "heads", named_heads(dict.fromkeys(request.heads, like)))
+    return {site: {name: sent[f"{site}/{name}"] for name in like} for site in request.heads}
 
 
 def _must_be_plain(task: Task) -> None:

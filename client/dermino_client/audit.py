@@ -58,7 +58,7 @@ class AuditRecord(BaseModel):
 
 
 def digest_of(data: bytes, dtype: str, shape: Sequence[int]) -> ArrayDigest:
-    """The digest of an array as it travels: of its `.npy` bytes, header included.
+    """The digest of an array's bytes, row by row, as `array.tobytes()` gives them.
 
     `dtype` and `shape` are what the message says they are.
     """

@@ -18,6 +18,7 @@ from flwr.app import Message, RecordDict
 from dermino_client.audit import ALLOWED, ArrayDigest, digest_of
 from dermino_client.hospital import Hospital
 from dermino_core.errors import DerminoError
+from dermino_strategies.packing import parts_of
 from dermino_strategies.protocol import refuse, size_in_bytes
 
 log = logging.getLogger("dermino.client")
@@ -132,9 +133,9 @@ def _facts(content: RecordDict) -> _Facts:
 
 
 def _digests(content: RecordDict) -> dict[str, ArrayDigest]:
-    """Digests of the arrays as they travel, without decoding them."""
+    """Digests of the arrays' bytes, whatever they are."""
     return {
-        f"{group}/{name}": digest_of(array.data, array.dtype, array.shape)
+        f"{group}/{part.name}": digest_of(part.data, part.dtype, part.shape)
         for group, record in content.array_records.items()
-        for name, array in record.items()
+        for part in parts_of(record)
     }

@@ -25,6 +25,7 @@ from dermino_core.errors import DerminoError
 from dermino_core.privacy.accounting import epsilon
 from dermino_core.privacy.plan import PrivacyPlan, PrivacyRequest
 from dermino_strategies.base import Additive, Personalises, Private, SiteData, Strategy
+from dermino_strategies.packing import parts_of
 from dermino_strategies.protocol import Task, size_in_bytes
 from dermino_strategies.registry import get_strategy
 
@@ -243,9 +244,9 @@ def _cost(site: Site, hospital: Hospital, task: Task, plan: PrivacyPlan) -> Cost
 def _described(round_: int, content: RecordDict) -> Sent:
     body = content.config_records["body"]
     arrays = tuple(
-        SentArray(f"{group}/{name}", array.dtype, tuple(array.shape), len(array.data))
+        SentArray(f"{group}/{part.name}", part.dtype, part.shape, len(part.data))
         for group, record in content.array_records.items()
-        for name, array in record.items()
+        for part in parts_of(record)
     )
     metrics = {
         name: float(value)  # type: ignore[arg-type]

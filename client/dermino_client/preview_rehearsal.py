@@ -37,6 +37,7 @@ from dermino_strategies.protocol import (
     Totals,
     TrainRequest,
     bound_arrays,
+    named_heads,
     pack,
     read_arrays,
     unpack,
@@ -152,7 +153,8 @@ def _plain_run(hospital: Hospital, task: Task, others: Sequence[str], arrays: Ar
         update = unpack_update(content, strategy.update_like(arrays))
         arrays = strategy.aggregate(arrays, dict.fromkeys([hospital.name, *others], update))
     groups = {"arrays": strategy.for_sites(arrays)} | _personal(task, arrays)
-    groups |= {f"head.{name}": head for name, head in heads.items()}
+    if heads:
+        groups["heads"] = named_heads(heads)
     request = EvaluateRequest(task=task, heads=list(heads), totals=_totals(task, others))
     yield task.rounds + 1, _ask(EVALUATE, pack(request, groups), hospital)
 

@@ -16,7 +16,13 @@ from dermino_core.errors import DerminoError
 from dermino_core.files import write_atomically
 from dermino_core.segmentation_results import Overlap
 from dermino_strategies.base import Arrays
-from dermino_strategies.protocol import PROTOCOL_VERSION, pack, read_arrays, unpack
+from dermino_strategies.protocol import (
+    PROTOCOL_VERSION,
+    largest_model,
+    pack,
+    read_arrays,
+    unpack,
+)
 from dermino_strategies.segmentation import (
     Scores,
     check_head,
@@ -79,13 +85,12 @@ def _admit(
         raise DerminoError(
             "REQUEST_INVALID", f"Round {round_} of a task that has {task.rounds} rounds."
         )
-    sizes = [sum(len(a.data) for a in r.values()) for r in content.array_records.values()]
     facts = RequestFacts(
         task=TASK_NAME,
         classes=("lesion",),
         strategy="fedavg",
         rounds=task.rounds,
-        model_bytes=max(sizes, default=0),
+        model_bytes=largest_model(content),
         images_per_class={"lesion": len(hospital.masks.train)},
     )
     check_policy(hospital.policy, facts, now)

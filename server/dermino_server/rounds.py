@@ -26,14 +26,15 @@ from dermino_server.secure_rounds import secure_final_evaluation, secure_train_r
 from dermino_server.statistics import look_at_sites
 from dermino_server.tuned import write_run_backbone
 from dermino_strategies.base import Arrays, Strategy, check_arrays
+from dermino_strategies.packing import pack_arrays
 from dermino_strategies.protocol import (
     EvaluateReply,
     EvaluateRequest,
     TrainReply,
     TrainRequest,
+    named_heads,
     pack,
     read_arrays,
-    record_of,
     size_in_bytes,
     unpack,
     unpack_update,
@@ -102,7 +103,7 @@ def _train_round(
     nodes, missing = finder.wait_for(
         plan.training_sites, quorum=quorum, seconds=plan.wait_seconds, away=state.away
     )
-    arrays = record_of(strategy.for_sites(state.arrays))
+    arrays = pack_arrays(strategy.for_sites(state.arrays))
     contents = {}
     for site in nodes:
         ask_head = plan.cross_site and site not in state.local_heads
@@ -234,10 +235,11 @@ def _final_evaluation(
     nodes, missing = find_sites(finder, plan, state)
     heads = sorted(state.local_heads)
     groups = {"arrays": strategy.for_sites(state.arrays)}
-    groups |= {f"head.{site}": state.local_heads[site] for site in heads}
+    if heads:
+        groups["heads"] = named_heads(state.local_heads)
     if personal := personal_arrays(plan, strategy, state):
         groups["personal"] = personal
-    records = {name: record_of(arrays) for name, arrays in groups.items()}
+    records = {name: pack_arrays(arrays) for name, arrays in groups.items()}
     contents = {}
     for site in nodes:
         totals = totals_for(plan, state, site)

@@ -27,13 +27,13 @@ from dermino_server.outcome import build_secure_results
 from dermino_server.personal import personal_arrays, totals_for
 from dermino_server.plan import RunPlan
 from dermino_strategies.base import Additive, Arrays, Strategy
+from dermino_strategies.packing import pack_arrays
 from dermino_strategies.protocol import (
     SecureReply,
     SecureRequest,
     bound_arrays,
     pack,
     read_arrays,
-    record_of,
     size_in_bytes,
     unpack,
 )
@@ -243,9 +243,9 @@ def _stages(
     length: int,
     result: _Sum,
 ) -> None:
-    arrays = record_of(_sent(plan, state))
+    arrays = pack_arrays(_sent(plan, state))
     given = _personal(plan, state, step)
-    personal = record_of(given) if given else None
+    personal = pack_arrays(given) if given else None
     while (stage := coordinator.stage) not in ("done", "aborted"):
         contents: dict[str, RecordDict] = {}
         for site, request in coordinator.requests().items():

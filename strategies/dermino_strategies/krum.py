@@ -50,16 +50,20 @@ class Krum(LocalTraining):
 
     def chosen(self, arrays: Arrays, updates: Mapping[str, SiteUpdate]) -> list[str]:
         """The sites whose updates count, sorted by name; at most `keep`, at most n - f."""
-        from flwr.app import RecordDict
+        from flwr.app import Array, ArrayRecord, RecordDict
         from flwr.serverapp.strategy.multikrum import select_multikrum
-
-        from dermino_strategies.protocol import record_of
 
         sites = sorted(updates)
         malicious = survivable("Krum", self.settings.malicious, sites=len(sites), besides=3)
         # Changes in float64, not heads in float32: Flower's distances are differences of squares.
         contents = {
-            site: RecordDict({"arrays": record_of(_change(arrays, updates[site]))})
+            site: RecordDict(
+                {
+                    "arrays": ArrayRecord(
+                        {name: Array(a) for name, a in _change(arrays, updates[site]).items()}
+                    )
+                }
+            )
             for site in sites
         }
         selected = select_multikrum(

@@ -16,20 +16,21 @@ table, never the text of an exception.
 from __future__ import annotations
 
 import hashlib
-import io
+from collections import Counter
+from collections.abc import Mapping
 from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dermino_core.errors import CODES, DerminoError
 from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import Difference, Evaluation, JoiningCurve, SitePrivacy
 from dermino_strategies.base import Arrays, SiteUpdate, Tuning
+from dermino_strategies.packing import pack_arrays, parts_of, unpack_arrays
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 SITE_MODELS = ("global", "local", "local_converged")
 """What every site evaluates by itself."""
@@ -123,7 +124,7 @@ class Totals(_Body):
 
 
 class EvaluateRequest(_Body):
-    """Coordinator to site: final evaluation. Heads travel as arrays `head.<site>`.
+    """Coordinator to site: final evaluation. Heads travel as arrays `<site>/<name>` of `heads`.
 
     In a run with personal models the arrays `personal` lie beside it, and `totals` describes them.
     """
@@ -241,7 +242,7 @@ def pack(body: BaseModel, arrays: dict[str, Arrays] | None = None) -> RecordDict
         "body": ConfigRecord({"kind": type(body).__name__, "json": body.model_dump_json()})
     }
     for group, members in (arrays or {}).items():
-        records[group] = record_of(members)
+        records[group] = pack_arrays(members)
     return RecordDict(records)  # type: ignore[arg-type]
 
 
@@ -268,9 +269,9 @@ def unpack(content: RecordDict, body_type: type[T]) -> T:
         ) from error
 
 
-def record_of(arrays: Arrays) -> ArrayRecord:
-    """Arrays as Flower carries them."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+def named_heads(heads: Mapping[str, Arrays]) -> Arrays:
+    """The heads of several sites as one group of arrays, `<site>/<name>`."""
+    return {f"{site}/{name}": a for site, head in heads.items() for name, a in head.items()}
 
 
 def bound_arrays(arrays: Arrays, personal: Arrays) -> Arrays:
@@ -279,39 +280,8 @@ def bound_arrays(arrays: Arrays, personal: Arrays) -> Arrays:
 
 
 def read_arrays(content: RecordDict, group: str, like: Arrays) -> Arrays:
-    """A named group of arrays from the other side, which is not trusted.
-
-    Names, shapes and types are held to `like` before a byte is decoded: a header that claims more
-    than was sent, an archive or a pickle never reaches a decoder.
-
-    Raises
-    ------
-    ValueError
-        In words that name no path.
-    """
-    record = content.array_records.get(group)
-    if record is None or set(record) != set(like):
-        raise ValueError(f"sent the arrays {sorted(record or ())}, not {sorted(like)}")
-    return {name: _read_array(name, record[name], expected) for name, expected in like.items()}
-
-
-def _read_array(name: str, array: Array, expected: npt.NDArray) -> npt.NDArray:
-    stream = io.BytesIO(array.data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"format version {version}")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:  # noqa: BLE001 - numpy parses the header with ast: any error is possible
-        raise ValueError(f"array '{name}' is not a numpy array: {type(error).__name__}") from None
-    if shape != expected.shape or dtype != expected.dtype:
-        raise ValueError(
-            f"array '{name}' has shape {shape} and type {dtype}, "
-            f"not {expected.shape} and {expected.dtype}"
-        )
-    if len(array.data) - stream.tell() != expected.nbytes:
-        raise ValueError(f"array '{name}' is shorter or longer than its shape says")
-    return np.load(io.BytesIO(array.data), allow_pickle=False)
+    """A named group of arrays from the other side; see :func:`packing.unpack_arrays`."""
+    return unpack_arrays(content.array_records.get(group), like)
 
 
 def pack_update(body: TrainReply, update: SiteUpdate, local: Arrays | None) -> RecordDict:
@@ -358,8 +328,17 @@ def refusal_in(content: RecordDict) -> Refusal | None:
     return Refusal(code=known, sentence=CODES[known].safe_sentence)
 
 
+def largest_model(content: RecordDict) -> int:
+    """Bytes of the largest model in a message; each of the heads is a model."""
+    sizes: Counter[tuple[str, str]] = Counter()
+    for group, record in content.array_records.items():
+        for part in parts_of(record):
+            sizes[group, part.name.rpartition("/")[0]] += len(part.data)
+    return max(sizes.values(), default=0)
+
+
 def size_in_bytes(content: RecordDict) -> int:
-    """Payload of a message: serialised arrays, configuration and metrics, in bytes."""
+    """Payload of a message: packed arrays, configuration and metrics, in bytes."""
     arrays = sum(
         len(array.data) for record in content.array_records.values() for array in record.values()
     )

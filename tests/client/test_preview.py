@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import typer
 from flwr.app import Context, Message, RecordDict
+from packed import arrays_in  # in tests/server
 from typer.testing import CliRunner
 
 from dermino_client.app import make_client_app
@@ -132,9 +133,9 @@ def exchange(
 
 def shapes(content: RecordDict) -> list[tuple[str, str, tuple[int, ...], int]]:
     return [
-        (f"{group}/{name}", array.dtype, tuple(array.shape), len(array.data))
+        (f"{group}/{name}", array.dtype.name, array.shape, array.nbytes)
         for group, record in content.array_records.items()
-        for name, array in record.items()
+        for name, array in sorted(arrays_in(record).items())
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import cloud_site, hospital  # beside this file
 from flwr.app import Message
+from packed import all_arrays
 
 from dermino_client.app import make_client_app
 from dermino_client.audit import AuditLog, AuditRecord
@@ -59,13 +60,13 @@ def test_what_came_and_left_is_recorded_with_digests(site: Hospital, make_plan: 
         1,
     )
     assert (left.direction, left.kind, left.decision) == ("out", "TrainReply", "allowed")
-    arrays = reply.content.array_records["arrays"]
+    arrays = all_arrays(reply.content)
     for name, array in arrays.items():
-        assert left.digests[f"arrays/{name}"].sha256 == hashlib.sha256(array.data).hexdigest()
+        assert left.digests[name].sha256 == hashlib.sha256(array.tobytes()).hexdigest()
     assert set(left.digests) == {
         *("arrays/weight", "arrays/bias", "local/weight", "local/bias"),
     }
-    assert left.bytes > sum(len(array.data) for array in arrays.values())
+    assert left.bytes > sum(array.nbytes for array in arrays.values())
 
 
 def test_a_refusal_is_recorded_with_its_code(tmp_path: Path, make_plan: Plan) -> None:
@@ -78,8 +79,8 @@ def test_a_refusal_is_recorded_with_its_code(tmp_path: Path, make_plan: Plan) ->
 
 def test_a_model_that_is_too_large_is_refused(tmp_path: Path, make_plan: Plan) -> None:
     sent = sum(a.nbytes for a in FedAvg().initial_arrays(2, 8, 0).values())
-    strict = hospital(cloud_site("alpha", 60, 0), tmp_path / "strict", max_model_bytes=sent)
-    assert refused(ask(strict, make_plan())).code == "POLICY_REFUSED"  # headers count, too
+    strict = hospital(cloud_site("alpha", 60, 0), tmp_path / "strict", max_model_bytes=sent - 1)
+    assert refused(ask(strict, make_plan())).code == "POLICY_REFUSED"
     large = hospital(cloud_site("alpha", 60, 0), tmp_path / "large", max_model_bytes=10 * sent)
     assert refusal_in(ask(large, make_plan()).content) is None
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import hospital  # beside this file
 from flwr.app import Message
+from packed import arrays_in
 from personal_runs import (  # beside this file
     NAMES,
     Run,
@@ -126,7 +127,7 @@ def test_a_site_s_personal_model_is_that_of_the_others_sums_and_its_own_images(r
     assert [m.key for m in results.models][-1] == "personal"
     assert read_results(ran.folder) == results
     sent = ran.asked[-1].content.array_records["personal"]
-    assert set(sent) == set(Ridge().for_personal(arrays))
+    assert set(arrays_in(sent)) == set(Ridge().for_personal(arrays))
 
 
 def gone_in_training(message: Message, reply: Message) -> Message | None:

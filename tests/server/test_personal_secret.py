@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from packed import arrays_in
 from personal_runs import (  # beside this file
     Run,
     apps,
@@ -29,6 +30,7 @@ from dermino_client.own_results import OwnResults
 from dermino_core.privacy.plan import PrivacyRequest
 from dermino_server.inprocess import InProcessGrid
 from dermino_server.rounds import run_rounds
+from dermino_strategies.packing import pack_arrays
 from dermino_strategies.ridge import Ridge
 
 
@@ -145,10 +147,8 @@ def test_sites_that_were_sent_other_sums_add_nothing_up(
 
     def handle(message: Message, context: Context) -> Message:
         if "personal" in message.content.array_records:
-            record = message.content.array_records["personal"]
-            from flwr.app import Array
-
-            record["penalty"] = Array(np.array([3.0]))
+            arrays = arrays_in(message.content.array_records["personal"])
+            message.content["personal"] = pack_arrays(arrays | {"penalty": np.array([3.0])})
         return honest(message, context)
 
     liar.train("secure")(handle)

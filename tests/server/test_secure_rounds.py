@@ -11,6 +11,7 @@ import pytest
 from conftest import cloud_site, hospital  # beside this file
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from packed import all_arrays
 
 from dermino_client.app import make_client_app
 from dermino_client.hospital import Hospital
@@ -136,12 +137,7 @@ def test_nothing_that_reaches_the_coordinator_tells_of_one_site(
     clients, seen = _record(five)
     plan = secure_plan(make_plan, rounds=1)
     run_rounds(InProcessGrid(clients), plan, tmp_path)
-    vectors = [
-        array.numpy()
-        for reply in seen
-        for record in reply.content.array_records.values()
-        for array in record.values()
-    ]
+    vectors = [array for reply in seen for array in all_arrays(reply.content).values()]
     assert len(vectors) == 2 * len(NAMES)  # training and evaluation
     plain = {name: _plain_vector(site, plan) for name, site in five.items()}
     for vector in vectors:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from packed import all_arrays, arrays_in
 from typer.testing import CliRunner
 
 from dermino_client.app import make_client_app
@@ -27,11 +28,11 @@ from dermino_server.plan import RunPlan
 from dermino_server.plan import make_plan as plan_from_options
 from dermino_server.rounds import run_rounds
 from dermino_server.statistics import read_statistics
+from dermino_strategies.packing import pack_arrays
 from dermino_strategies.protocol import (
     StatisticsReply,
     StatisticsRequest,
     pack,
-    record_of,
     refusal_in,
     unpack,
 )
@@ -55,9 +56,9 @@ def with_labels(site: Hospital, labels: np.ndarray) -> Hospital:
 
 def asked(site: Hospital, plan: RunPlan, min_count: int = 5) -> Message:
     content = pack(StatisticsRequest(task=plan.for_sites(), min_count=min_count))
-    message = Message(content, 1, "query.statistics")
-    context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
-    return make_client_app(lambda _: site)(message, context)
+    grid = InProcessGrid(apps({site.name: site}))
+    (reply,) = grid.send_and_receive([Message(content, 2, "query.statistics")])
+    return reply
 
 
 def changed(content: RecordDict, change: Change) -> None:
@@ -134,8 +135,7 @@ def test_no_mean_and_no_variance_is_in_a_file(
     plan = make_plan(statistics=True)
     run_rounds(InProcessGrid(apps(sites)), plan, tmp_path)
     content = asked(sites["alpha"], plan).content
-    arrays = [a.numpy() for record in content.array_records.values() for a in record.values()]
-    sent = {round(float(number), 5) for array in arrays for number in array.ravel()}
+    sent = {round(float(x), 5) for array in all_arrays(content).values() for x in array.ravel()}
     assert len(sent) >= 16
     for name in ("statistics.json", "results.json"):
         assert not sent & numbers_in(json.loads((tmp_path / name).read_text()))
@@ -233,8 +233,7 @@ def put(**values: Any) -> Change:
 
 def array(group: str, **arrays: np.ndarray) -> Change:
     def change(_: dict[str, Any], content: RecordDict) -> None:
-        before = {n: a.numpy() for n, a in content.array_records[group].items()}
-        content[group] = record_of(before | arrays)
+        content[group] = pack_arrays(arrays_in(content.array_records[group]) | arrays)
 
     return change
 
@@ -253,8 +252,8 @@ NAN = np.full(8, np.nan, np.float32)
         (array("features", variance=np.full(8, -1, np.float32)), "below 0"),
         (array("features", mean=np.zeros(7, np.float32)), "shape"),
         (array("features", mean=np.zeros(8)), "type"),
-        (array("features", more=np.zeros(8, np.float32)), "sent the arrays"),
-        (drop, "sent the arrays"),
+        (array("features", more=np.zeros(8, np.float32)), "sent (the arrays|no group)"),
+        (drop, "sent (the arrays|no group)"),
         (put(class_counts={"benign": -1, "malignant": 31}), "do not add up"),
         (put(class_counts={"benign": 1, "malignant": 2}), "do not add up"),
         (put(class_counts={"benign": 900, "malignant": None}), "do not add up"),
