@@ -133,6 +133,76 @@ def find_sites(
     return finder.wait_for(plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=away)
 
 
+class Exchange(Generic[T]):
+    """One message to each site, sent at once, and the replies, read as they come.
+
+    No reply is trusted: what `read` cannot make sense of (it raises) is rejected by name. Only
+    what `read` returns is kept, so that memory does not grow with what the sites send.
+
+    It is over when nobody is silent any more or the deadline has passed; early when the quorum is
+    out of reach, and when only sites that are `away` (they failed before) are still silent although
+    the quorum has answered.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        kind: str,
+        contents: Mapping[str, RecordDict],
+        nodes: Mapping[str, int],
+        *,
+        read: Callable[[str, RecordDict], T],
+        deadline: float,
+        quorum: int,
+        group: str,
+        away: Iterable[str] = (),
+    ) -> None:
+        self.outcome: Outcome[T] = Outcome()
+        self.seconds = 0.0
+        """From sending until it was over."""
+        self._grid, self._read = grid, read
+        self._deadline, self._quorum, self._away = deadline, quorum, set(away)
+        self._start = time.monotonic()
+        self._waiting: dict[str, str] = {}
+        self._over = False
+        for site in sorted(contents):
+            message = Message(contents[site], nodes[site], kind, ttl=deadline + 60, group_id=group)
+            pushed = [message_id for message_id in grid.push_messages([message]) if message_id]
+            self._waiting |= dict.fromkeys(pushed, site)
+            if not pushed:
+                self.outcome.reject(site, "NOT_CONNECTED")
+
+    def wait(self, *beside: Exchange) -> Outcome[T]:
+        """Until it is over. Replies to exchanges that were sent before it are taken meanwhile."""
+        while True:
+            for other in beside:
+                other.look()
+            if self.look():
+                return self.outcome
+            time.sleep(POLL_SECONDS)
+
+    def look(self) -> bool:
+        """Take what has come; whether it is over."""
+        if self._over:
+            return True
+        if self._waiting:
+            for reply in self._grid.pull_messages(list(self._waiting)):
+                site = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if site is not None:
+                    _file(self.outcome, site, reply, self._read)
+        waited = time.monotonic() - self._start
+        replied, silent = len(self.outcome.replies), set(self._waiting.values())
+        hopeless = replied + len(silent) < self._quorum
+        enough = replied >= self._quorum and silent <= self._away
+        if silent and not (hopeless or enough or waited >= self._deadline):
+            return False
+        self._over, self.seconds = True, waited
+        for site in self._waiting.values():
+            words = f"No reply within {min(self._deadline, waited):.3g} s."
+            self.outcome.reject(site, "DEADLINE_MISSED", words)
+        return True
+
+
 def exchange(
     grid: Grid,
     kind: str,
@@ -145,41 +215,16 @@ def exchange(
     group: str,
     away: Iterable[str] = (),
 ) -> Outcome[T]:
-    """Send each site its content; read replies as they come, for at most `deadline` seconds.
-
-    No reply is trusted: what `read` cannot make sense of (it raises) is rejected by name. Only
-    what `read` returns is kept, so that memory does not grow with what the sites send.
-
-    Ends early when the quorum is out of reach, and when only sites that are `away` (they failed
-    before) are still silent although the quorum has answered.
-    """
-    outcome: Outcome[T] = Outcome()
-    end = time.monotonic() + deadline
-    waiting: dict[str, str] = {}
-    for site in sorted(contents):
-        message = Message(contents[site], nodes[site], kind, ttl=deadline + 60, group_id=group)
-        pushed = [message_id for message_id in grid.push_messages([message]) if message_id]
-        waiting |= dict.fromkeys(pushed, site)
-        if not pushed:
-            outcome.reject(site, "NOT_CONNECTED")
-    given_up = set(away)
-    while waiting:
-        for reply in grid.pull_messages(list(waiting)):
-            site = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if site is not None:
-                _file(outcome, site, reply, read)
-        silent = set(waiting.values())
-        if not silent or len(outcome.replies) + len(silent) < quorum:
-            break
-        if len(outcome.replies) >= quorum and silent <= given_up:
-            break
-        if time.monotonic() >= end:
-            break
-        time.sleep(POLL_SECONDS)
-    for site in waiting.values():
-        waited = min(deadline, deadline - (end - time.monotonic()))
-        outcome.reject(site, "DEADLINE_MISSED", f"No reply within {waited:.3g} s.")
-    return outcome
+    """Send each site its content and wait; see :class:`Exchange`."""
+    asked: Exchange[T] = Exchange(
+        *(grid, kind, contents, nodes),
+        read=read,
+        deadline=deadline,
+        quorum=quorum,
+        group=group,
+        away=away,
+    )
+    return asked.wait()
 
 
 def _file(

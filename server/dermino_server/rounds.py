@@ -16,14 +16,21 @@ from dermino_core.files import write_atomically
 from dermino_core.heads import LinearHead
 from dermino_core.results import Results, RoundRecord, Transfer
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
-from dermino_server.exchange import Outcome, SiteFinder, exchange, find_sites, require_quorum
+from dermino_server.exchange import (
+    Exchange,
+    Outcome,
+    SiteFinder,
+    exchange,
+    find_sites,
+    require_quorum,
+)
 from dermino_server.gathering import Gathering
 from dermino_server.kept_sums import KeptSums
 from dermino_server.outcome import build_results, save_run
 from dermino_server.personal import check_joining, personal_arrays, totals_for
 from dermino_server.plan import RunPlan, check_protection
 from dermino_server.secure_rounds import secure_final_evaluation, secure_train_round
-from dermino_server.statistics import look_at_sites
+from dermino_server.statistics import recall_statistics, statistics_beside_first_round
 from dermino_server.tuned import write_run_backbone
 from dermino_strategies.base import Arrays, Strategy, check_arrays
 from dermino_strategies.packing import pack_arrays
@@ -70,14 +77,14 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
         log.info("continuing after round %d of %d", state.round, plan.rounds)
     finder = SiteFinder(grid, ask_names=plan.engine == "ray")
     if plan.statistics:
-        look_at_sites(grid, finder, plan, state, folder)
-        _write_metrics(folder, state)
+        recall_statistics(plan, state, folder)
     kept = KeptSums(folder) if plan.sums_are_kept else None
     while state.round < plan.rounds:
         if plan.secure_aggregation:
             secure_train_round(grid, finder, plan, strategy, state)
         else:
-            _train_round(grid, finder, plan, strategy, state, kept)
+            with statistics_beside_first_round(grid, finder, plan, state, folder) as beside:
+                _train_round(grid, finder, plan, strategy, state, kept, beside)
         write_checkpoint(folder, plan.digest(), state)
         _write_metrics(folder, state)
     if plan.secure_aggregation:
@@ -97,6 +104,7 @@ def _train_round(
     strategy: Strategy,
     state: RunState,
     kept: KeptSums | None,
+    beside: Sequence[Exchange],
 ) -> None:
     start = time.monotonic()
     round_, quorum = state.round + 1, plan.training_quorum
@@ -118,7 +126,7 @@ def _train_round(
         kept=kept,
         earlier=plan.earlier_sites,
     )
-    outcome = exchange(
+    asked = Exchange(
         grid,
         "train",
         contents,
@@ -129,6 +137,7 @@ def _train_round(
         group=str(round_),
         away=state.away,
     )
+    outcome = asked.wait(*beside)
     for site in missing:
         outcome.reject(site, "NOT_CONNECTED")
     require_quorum(outcome, quorum, f"Round {round_} of {plan.rounds}")

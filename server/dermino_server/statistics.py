@@ -1,4 +1,4 @@
-"""What the hospitals tell of their images before the first round, and how alike they are.
+"""What the hospitals tell of their images with the first round, and how alike they are.
 
 Nothing that is trained depends on it, so a site that refuses or fails does not end the run. Kept
 in `RUN/statistics.json`, so that a run that is continued does not ask again.
@@ -7,8 +7,8 @@ in `RUN/statistics.json`, so that a run that is continued does not ask again.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from dermino_core.results import (
     Transfer,
 )
 from dermino_server.checkpoint import RunState
-from dermino_server.exchange import Outcome, SiteFinder, exchange
+from dermino_server.exchange import Exchange, SiteFinder
 from dermino_server.plan import RunPlan
 from dermino_strategies.base import Arrays, check_arrays
 from dermino_strategies.protocol import (
@@ -68,29 +68,55 @@ class Told:
     seconds: float
 
 
-def look_at_sites(
+def recall_statistics(plan: RunPlan, state: RunState, folder: Path) -> None:
+    """File in `state` what an interrupted run was told, so that nobody is asked again."""
+    kept = _read(folder / STATISTICS_FILE, plan)
+    if kept is not None:
+        _file(kept, state)
+    elif state.round > 0:
+        log.warning("the statistics of this run are lost; training goes on without them")
+
+
+@contextmanager
+def statistics_beside_first_round(
     grid: Grid, finder: SiteFinder, plan: RunPlan, state: RunState, folder: Path
-) -> None:
-    """Ask every connected site, or take what an interrupted run has asked; files it in `state`.
+) -> Iterator[list[Exchange[Told]]]:
+    """Ask every connected site, and file in `state` what they told when the first round is over.
+
+    Gives the exchange to look at during that round, if there is one. A site finds the question
+    before that of the round, so that it costs no waiting of its own.
 
     Raises
     ------
     DerminoError
-        `QUORUM_LOST` if too few sites are connected for the rounds that follow.
+        `QUORUM_LOST` if too few sites are connected for the round.
     """
-    file = folder / STATISTICS_FILE
-    kept = _read(file, plan)
-    if kept is None and state.round > 0:
-        log.warning("the statistics of this run are lost; training goes on without them")
+    if not plan.statistics or state.statistics is not None or state.round > 0:
+        yield []
         return
-    if kept is None:
-        record, told = _ask(grid, finder, plan, state)
-        statistics = likeness(told, plan.classes, plan.min_count)
-        record.suspicious = statistics.suspicious
-        kept = _Kept(plan=plan.digest(), statistics=statistics, record=record)
-        write_atomically(file, kept.model_dump_json(indent=1) + "\n")
-        for found in statistics.suspicious:
-            log.warning("statistics: %s", found.sentence)
+    asked = _Asked(grid, finder, plan, state)
+    try:
+        yield [asked.exchange]
+    except BaseException:
+        if asked.exchange.look():
+            _keep(asked, plan, folder)
+        raise
+    asked.exchange.wait()
+    _file(_keep(asked, plan, folder), state)
+
+
+def _keep(asked: _Asked, plan: RunPlan, folder: Path) -> _Kept:
+    statistics = likeness(asked.exchange.outcome.replies, plan.classes, plan.min_count)
+    record = asked.record()
+    record.suspicious = statistics.suspicious
+    kept = _Kept(plan=plan.digest(), statistics=statistics, record=record)
+    write_atomically(folder / STATISTICS_FILE, kept.model_dump_json(indent=1) + "\n")
+    for found in statistics.suspicious:
+        log.warning("statistics: %s", found.sentence)
+    return kept
+
+
+def _file(kept: _Kept, state: RunState) -> None:
     state.statistics = kept.statistics
     if not any(record.kind == "statistics" for record in state.records):
         state.records.insert(0, kept.record)
@@ -104,48 +130,52 @@ def _read(file: Path, plan: RunPlan) -> _Kept | None:
     return kept if kept.plan == plan.digest() else None
 
 
-def _ask(
-    grid: Grid, finder: SiteFinder, plan: RunPlan, state: RunState
-) -> tuple[RoundRecord, dict[str, Told]]:
-    start = time.monotonic()
-    nodes, missing = finder.wait_for(
-        plan.sites,
-        quorum=plan.training_quorum,
-        seconds=plan.wait_seconds,
-        away=state.away.union(plan.earlier_sites),
-    )
-    content = pack(StatisticsRequest(task=plan.for_sites(), min_count=plan.min_count))
-    outcome: Outcome[Told] = exchange(
-        grid,
-        "query.statistics",
-        dict.fromkeys(nodes, content),
-        nodes,
-        read=lambda _, reply: read_statistics(plan, reply),
-        deadline=min(plan.deadline_seconds, DEADLINE_SECONDS),
-        quorum=0,
-        group="statistics",
-    )
-    for site in missing:
-        outcome.reject(site, "NOT_CONNECTED")
-    replies = outcome.replies
-    record = RoundRecord(
-        round=0,
-        kind="statistics",
-        seconds=time.monotonic() - start,
-        sites=sorted(replies),
-        rejected=outcome.rejected,
-        transfers=[
-            Transfer(
-                site=site,
-                seconds=replies[site].seconds if site in replies else 0.0,
-                bytes_to_site=size_in_bytes(content),
-                bytes_from_site=outcome.bytes_from_site.get(site, 0),
-            )
-            for site in sorted(nodes)
-        ],
-    )
-    log.info("statistics: %s", ", ".join(sorted(replies)) or "none")
-    return record, replies
+class _Asked:
+    """The question to every connected site, and what is recorded of it."""
+
+    def __init__(self, grid: Grid, finder: SiteFinder, plan: RunPlan, state: RunState) -> None:
+        nodes, self._missing = finder.wait_for(
+            plan.sites,
+            quorum=plan.training_quorum,
+            seconds=plan.wait_seconds,
+            away=state.away.union(plan.earlier_sites),
+        )
+        self._content = pack(StatisticsRequest(task=plan.for_sites(), min_count=plan.min_count))
+        self._nodes = nodes
+        self.exchange: Exchange[Told] = Exchange(
+            grid,
+            "query.statistics",
+            dict.fromkeys(nodes, self._content),
+            nodes,
+            read=lambda _, reply: read_statistics(plan, reply),
+            deadline=min(plan.deadline_seconds, DEADLINE_SECONDS),
+            quorum=0,
+            group="statistics",
+        )
+
+    def record(self) -> RoundRecord:
+        """Of the exchange, which is over."""
+        outcome = self.exchange.outcome
+        for site in self._missing:
+            outcome.reject(site, "NOT_CONNECTED")
+        replies = outcome.replies
+        log.info("statistics: %s", ", ".join(sorted(replies)) or "none")
+        return RoundRecord(
+            round=0,
+            kind="statistics",
+            seconds=self.exchange.seconds,
+            sites=sorted(replies),
+            rejected=outcome.rejected,
+            transfers=[
+                Transfer(
+                    site=site,
+                    seconds=replies[site].seconds if site in replies else 0.0,
+                    bytes_to_site=size_in_bytes(self._content),
+                    bytes_from_site=outcome.bytes_from_site.get(site, 0),
+                )
+                for site in sorted(self._nodes)
+            ],
+        )
 
 
 def read_statistics(plan: RunPlan, content: RecordDict) -> Told:
