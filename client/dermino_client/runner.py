@@ -22,21 +22,24 @@ from typing import TYPE_CHECKING
 
 from dermino_client.runner_fork import next_copy
 from dermino_core.console import prepare_environment, run_command
+from dermino_core.polling import pause
 
 if TYPE_CHECKING:
     from dermino_client.runner_flower import Runtime
 
 log = logging.getLogger("dermino.client")
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 1.0
+"""Longest pause between two looks for a message."""
 
 
 def serve_one(runtime: Runtime, site_file: Path) -> None:
     """Wait for a message, however long, and answer it."""
     from dermino_client.runner_answer import answer
 
+    start = time.monotonic()
     while (claimed := _acquire(runtime)) is None:
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause(time.monotonic() - start, POLL_SECONDS))
     with runtime.job(*claimed) as (job, connection):
         connection.answer(answer(job, site_file))
 
@@ -45,7 +48,7 @@ def _import_for_answers() -> None:
     """What an answer needs and would otherwise import while the coordinator waits."""
     import sklearn.linear_model  # noqa: F401
 
-    import dermino_client.runner_answer  # noqa: F401
+    import dermino_core.joining_curve  # noqa: F401
 
 
 def _acquire(runtime: Runtime) -> tuple[str, str] | None:

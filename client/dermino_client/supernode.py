@@ -159,7 +159,7 @@ def _trust(authority: Path) -> ssl.SSLContext:
 
 
 def command(site: Site, coordinator: CoordinatorSection, secret: Path) -> list[str]:
-    """The `flower-supernode` command line of a site; writes its node configuration.
+    """The command line of a site's SuperNode; writes its node configuration.
 
     `secret` is a file that only this user can read: who knows it may take this site's messages
     out of the SuperNode.
@@ -169,7 +169,7 @@ def command(site: Site, coordinator: CoordinatorSection, secret: Path) -> list[s
     node_config = site.cache / "node" / f"{site.name}.toml"
     write_atomically(node_config, tomli_w.dumps({SITE_FILE_KEY: str(site.file)}))
     arguments = [
-        str(_environment_bin() / "flower-supernode"),
+        *_program(),
         "--superlink",
         coordinator.address,
         "--root-certificates",
@@ -190,8 +190,8 @@ def command(site: Site, coordinator: CoordinatorSection, secret: Path) -> list[s
     return arguments
 
 
-def _environment_bin() -> Path:
-    return Path(sys.executable).parent
+def _program() -> list[str]:
+    return [sys.executable, "-m", "dermino_client.supernode_flower"]
 
 
 def _environment(site: Site) -> dict[str, str]:

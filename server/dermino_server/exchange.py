@@ -17,6 +17,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from dermino_core.errors import CODES, DerminoError
+from dermino_core.polling import pause
 from dermino_core.results import Rejection
 from dermino_server.checkpoint import RunState
 from dermino_server.plan import RunPlan
@@ -32,6 +33,10 @@ from dermino_strategies.protocol import (
 log = logging.getLogger("dermino.server")
 
 POLL_SECONDS = 0.2
+"""While sites connect."""
+
+LONGEST_PAUSE = 2.0
+"""Between two looks for replies."""
 
 
 T = TypeVar("T")
@@ -179,7 +184,7 @@ class Exchange(Generic[T]):
                 other.look()
             if self.look():
                 return self.outcome
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause(time.monotonic() - self._start, LONGEST_PAUSE))
 
     def look(self) -> bool:
         """Take what has come; whether it is over."""

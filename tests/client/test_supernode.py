@@ -240,8 +240,9 @@ def test_command_line(make_site: MakeSite, keys: Path, tmp_path: Path) -> None:
     coordinator = site.coordinator
     assert coordinator is not None
     secret = tmp_path / "runtime.secret"
-    program, *arguments = command(site, coordinator, secret)
-    assert Path(program) == Path(sys.executable).parent / "flower-supernode"
+    whole = command(site, coordinator, secret)
+    program, arguments = whole[:3], whole[3:]
+    assert program == [sys.executable, "-m", "dermino_client.supernode_flower"]
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     here = site.file.parent
     assert given.pop("--node-config") == str(cache / "node" / "clinic.toml")
@@ -271,7 +272,7 @@ def test_the_supernode_knows_every_option(make_site: MakeSite, keys: Path) -> No
 
     site = joining(make_site, keys, 9092)
     assert site.coordinator is not None
-    given = _parse_args_run_supernode().parse_args(command(site, site.coordinator, Path("s"))[1:])
+    given = _parse_args_run_supernode().parse_args(command(site, site.coordinator, Path("s"))[3:])
     assert given.isolation == "process"
     assert given.superexec_auth_secret_file == "s"
     assert given.runtime_dependency_install is False
@@ -295,7 +296,7 @@ def fake_supernode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         program.parent.mkdir(exist_ok=True)
         program.write_text(FAKE.format(seen=seen, rest=rest))
         program.chmod(0o755)
-        monkeypatch.setattr("dermino_client.supernode._environment_bin", lambda: program.parent)
+        monkeypatch.setattr("dermino_client.supernode._program", lambda: [str(program)])
         return seen
 
     return make
