@@ -17,10 +17,11 @@ import os
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dermino_client.runner_fork import next_copy
+from dermino_client.runner_fork import leave, next_copy
 from dermino_core.console import prepare_environment, run_command
 from dermino_core.polling import pause
 
@@ -33,6 +34,15 @@ POLL_SECONDS = 1.0
 """Longest pause between two looks for a message."""
 
 
+MODULES = (
+    "dermino_client.runner_answer",
+    "dermino_client.own_results",
+    "dermino_core.joining_curve",
+    "sklearn.linear_model",
+)
+"""What an answer needs and would otherwise import while the coordinator waits."""
+
+
 def serve_one(runtime: Runtime, site_file: Path) -> None:
     """Wait for a message, however long, and answer it."""
     from dermino_client.runner_answer import answer
@@ -42,13 +52,6 @@ def serve_one(runtime: Runtime, site_file: Path) -> None:
         time.sleep(pause(time.monotonic() - start, POLL_SECONDS))
     with runtime.job(*claimed) as (job, connection):
         connection.answer(answer(job, site_file))
-
-
-def _import_for_answers() -> None:
-    """What an answer needs and would otherwise import while the coordinator waits."""
-    import sklearn.linear_model  # noqa: F401
-
-    import dermino_core.joining_curve  # noqa: F401
 
 
 def _acquire(runtime: Runtime) -> tuple[str, str] | None:
@@ -84,13 +87,13 @@ def main() -> None:
     # Here, so that a flwr that lacks what is needed ends the process with the error's own code.
     from dermino_client.runner_flower import Runtime
 
-    _import_for_answers()
-    next_copy(arguments.parent)
+    for name in MODULES:
+        import_module(name)
     runtime = Runtime(arguments.address, arguments.secret.read_bytes())
-    try:
-        serve_one(runtime, arguments.site_file)
-    finally:
-        runtime.close()
+    next_copy(arguments.parent)
+    serve_one(runtime, arguments.site_file)
+    runtime.close()
+    leave()
 
 
 if __name__ == "__main__":

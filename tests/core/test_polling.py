@@ -10,9 +10,7 @@ from dermino_core.polling import pause
 @pytest.mark.parametrize(
     ("waited", "expected"), [(0, 0.1), (0.9, 0.1), (2, 0.2), (10, 1), (29, 2.9), (3600, 3)]
 )
-def test_a_tenth_of_the_waiting_and_at_most_the_longest(
-    waited: float, expected: float
-) -> None:
+def test_a_tenth_of_the_waiting_and_at_most_the_longest(waited: float, expected: float) -> None:
     assert pause(waited, 3.0) == pytest.approx(expected)
 
 
