@@ -14,10 +14,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from dermino_core.blas_threads import threads_for
 from dermino_core.errors import DerminoError
 
 Float32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.integer]
+
+_STEPS = 500
+"""Products with the features that a fit to convergence takes, about, per class."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,8 @@ def fit_converged(
         bias[present[0]] = 0.0
         return LinearHead(weight.astype(np.float32), bias.astype(np.float32))
     solver = LogisticRegression(C=1 / (penalty * len(labels)), max_iter=2000)
-    solver.fit((features - mean) / scale, labels)
+    with threads_for(_STEPS * features.size * len(present)):
+        solver.fit((features - mean) / scale, labels)
     coefficients, intercepts = np.asarray(solver.coef_), np.asarray(solver.intercept_)
     if len(present) == 2:
         weight[present] = np.stack([-coefficients[0] / 2, coefficients[0] / 2])
