@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dermino_core.blas_threads import threads_for
 from dermino_core.heads import LinearHead
 from dermino_core.moments import Float64, Integers, Moments
 from dermino_core.ridge import Prior, ScoreMoments, Scores, calibrate, spread_of_features
@@ -180,15 +181,16 @@ class _Site:
                 self._others = _covariance(others, self.scale)
             matrix = matrix + counts_as * self._others[0]
             right = right + counts_as * self._others[1]
-        inverse = np.linalg.inv(matrix)
-        solved = inverse @ right
-        residuals = self.targets - self.share - self.z @ solved
-        half = self.z @ inverse
-        left_out = np.empty_like(residuals)
-        for rows in self.rows:
-            hat = half[rows] @ self.z[rows].T + 1 / n
-            kept = np.eye(len(rows)) - hat
-            left_out[rows] = np.linalg.lstsq(kept, residuals[rows], rcond=1e-12)[0]
+        with threads_for((2 * width + n) * width**2):
+            inverse = np.linalg.inv(matrix)
+            solved = inverse @ right
+            residuals = self.targets - self.share - self.z @ solved
+            half = self.z @ inverse
+            left_out = np.empty_like(residuals)
+            for rows in self.rows:
+                hat = half[rows] @ self.z[rows].T + 1 / n
+                kept = np.eye(len(rows)) - hat
+                left_out[rows] = np.linalg.lstsq(kept, residuals[rows], rcond=1e-12)[0]
         weight = solved.T / self.scale
         return _Fit(Scores(weight, self.share - weight @ self.mean), left_out)
 
