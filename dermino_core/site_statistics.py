@@ -1,4 +1,4 @@
-"""What a hospital may tell of its images before anything is trained, and what follows from it.
+"""What a hospital may tell of its images beside the first round, and what follows from it.
 
 A site tells how many training images it has, how many of each class, and the mean and variance of
 each feature. Counts below a minimum are not told, nor what would give them away by subtraction;

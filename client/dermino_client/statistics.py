@@ -1,4 +1,4 @@
-"""What this site tells of its training images before anything is trained, if its policy lets it."""
+"""What this site tells of its training images with the first round, if its policy lets it."""
 
 from __future__ import annotations
 

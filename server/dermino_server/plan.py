@@ -57,7 +57,7 @@ class RunPlan(BaseModel):
     privacy: PrivacyRequest | None = None
     secure_aggregation: bool = False
     statistics: bool = Field(
-        default=False, description="ask what the sites' images are like before the first round"
+        default=False, description="ask with the first round what the sites' images are like"
     )
     min_count: int = Field(
         default=FEWEST_COUNT, ge=2, description="statistics: smallest count that a site tells"

@@ -7,7 +7,7 @@ Three exchanges, each a Flower message:
 - `evaluate`: the final arrays and the heads to compare go out, in a run with personal models also
   the sums of all sites; evaluations come back.
 - `query`: a site tells its name (only simulation engines without named nodes ask).
-- `query.statistics`: a site tells what its training images are like, before the first round.
+- `query.statistics`: a site tells what its training images are like, with the first round.
 
 A site that cannot or will not answer sends a :class:`Refusal`: a code and a sentence from a fixed
 table, never the text of an exception.
@@ -158,7 +158,7 @@ class SecureReply(_Body):
 
 
 class StatisticsRequest(_Body):
-    """Coordinator to site, before the first round: what are your training images like?"""
+    """Coordinator to site, with the first round: what are your training images like?"""
 
     task: Task
     min_count: int = Field(ge=2, le=1_000_000, description="smallest count that is told")

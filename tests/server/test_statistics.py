@@ -1,4 +1,4 @@
-"""Statistics before training, with the real apps: what is told, refused, kept and shown."""
+"""Statistics beside the first round, with the real apps: what is told, refused, kept and shown."""
 
 from __future__ import annotations
 
