@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
-from threadpoolctl import ThreadpoolController
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 SMALL = 5e9
 """Multiplications that one thread does in a fraction of a second.
@@ -30,4 +32,6 @@ def threads_for(multiplications: float) -> Iterator[None]:
 @cache
 def _controller() -> ThreadpoolController:
     """Looking for the libraries takes some milliseconds; numpy's is there from its import on."""
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()

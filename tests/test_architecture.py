@@ -105,6 +105,7 @@ def test_the_science_needs_no_terminal() -> None:
     """A GPU machine has torch, torchvision, timm, numpy, safetensors and pydantic only."""
     absent = ["flwr", "grpc", "typer", "rich", "click", "matplotlib", "sklearn", "pyarrow"]
     absent += ["cryptography", "tomli_w", "scipy", "pandas", "pydicom", "openpyxl"]
+    absent += ["threadpoolctl"]
     names = ("backbone", "features", "heads", "metrics", "manifest", "images", "results")
     names += ("labels", "splits", "prediction", "model_folder", "feature_cache", "progress")
     done = python(WITHOUT, json.dumps(absent), *(f"dermino_core.{name}" for name in names))

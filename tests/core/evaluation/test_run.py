@@ -218,6 +218,7 @@ def everything(tmp_path_factory, cache):
     return evaluate(Plan(["demo"], [one], wanted, cache, options), out), out, one, options
 
 
+@pytest.mark.slow
 def test_every_task_runs_through_the_engine(everything):
     results, out, _, _ = everything
     assert not results.skipped
@@ -228,6 +229,7 @@ def test_every_task_runs_through_the_engine(everything):
     assert (out / "models" / "demo" / "everything" / "segmentation" / "linear").is_dir()
 
 
+@pytest.mark.slow
 def test_patients_under_another_column_stay_apart(everything):
     """All lesions are called L1: without the column they would be one lesion."""
     results, _, _, _ = everything
@@ -235,6 +237,7 @@ def test_patients_under_another_column_stay_apart(everything):
     assert max(pairs) == 12  # half of 24 patients with one pair each
 
 
+@pytest.mark.slow
 def test_the_page_of_every_task_has_unique_ids(everything):
     results, _, _, _ = everything
     page = render_evaluation_page(results)
@@ -244,6 +247,7 @@ def test_the_page_of_every_task_has_unique_ids(everything):
     assert "share=0.5" in page
 
 
+@pytest.mark.slow
 def test_corrected_answers_of_readers_are_read_again(everything, cache):
     results, out, one, options = everything
 
