@@ -24,6 +24,7 @@ from dermino_server.commands.predict import predict
 from dermino_server.commands.pretrain import EXAMPLE as PRETRAIN_EXAMPLE
 from dermino_server.commands.pretrain import pretrain
 from dermino_server.commands.provision import provision_app
+from dermino_server.commands.region import region_app
 from dermino_server.commands.report import report
 from dermino_server.commands.segment import segment
 from dermino_server.commands.segmentation import EXAMPLE as SEGMENTATION_EXAMPLE
@@ -65,6 +66,7 @@ data_app.command("sites", epilog=SITES_EXAMPLE)(sites)
 app.add_typer(provision_app, name="provision")
 app.add_typer(data_app, name="data")
 app.add_typer(labels_app, name="labels")
+app.add_typer(region_app, name="region")
 
 
 def _print_version(value: bool) -> None:
