@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dermino_client.prepared_inputs import how_to_prepare, inputs_digest, sizes_and_times
 from dermino_client.site import Site
 from dermino_core.backbone_card import BackboneCard, card_from_dict, card_to_dict
 from dermino_core.errors import DerminoError
@@ -157,9 +158,9 @@ def prepare_site(
         the images and the backbone may raise.
     """
     selection = select_records(site)
-    inputs = _inputs_digest(site)  # before the hours of embedding, as are the images' times
+    inputs = inputs_digest(site)  # before the hours of embedding, as are the images' times
     paths = [selection.manifest.path_of(record) for record in selection.records]
-    stats = _stat(paths)
+    stats = sizes_and_times(paths)
     table = extract_features(
         paths,
         backbone or site.backbone_spec,
@@ -260,28 +261,9 @@ def _both_halves(site: Site, prepared: PreparedSite) -> None:
             )
 
 
-def _stat(paths: Sequence[Path]) -> npt.NDArray[np.int64]:
-    """Size and modification time of each file, shape [n, 2]; -1 where it is missing."""
-    result = np.full((len(paths), 2), -1, dtype=np.int64)
-    for i, path in enumerate(paths):
-        try:
-            info = os.stat(path)
-        except OSError:
-            continue
-        result[i] = info.st_size, info.st_mtime_ns
-    return result
-
-
 def _snapshot_file(site: Site) -> Path:
     key = hashlib.sha256(str(site.file).encode()).hexdigest()[:16]
     return site.cache / "prepared" / f"{site.name}-{key}.npz"
-
-
-def _inputs_digest(site: Site) -> str:
-    """SHA-256 of the site file and the manifest."""
-    digest = hashlib.sha256(site.file.read_bytes())
-    digest.update(site.manifest.read_bytes())
-    return digest.hexdigest()
 
 
 def _write_snapshot(
@@ -328,7 +310,7 @@ def load_prepared(site: Site) -> PreparedSite:
         vanished or changed since.
     """
     file = _snapshot_file(site)
-    advice = f"Run `dermino-client check --site {site.name}`, then start the client again."
+    advice = how_to_prepare(site)
     try:
         with np.load(file, allow_pickle=False) as snapshot:
             arrays = {name: snapshot[name] for name in snapshot.files}
@@ -344,7 +326,7 @@ def load_prepared(site: Site) -> PreparedSite:
             "DATA_CHANGED", f"The site's snapshot cannot be used: {error}.", where=file, fix=advice
         ) from error
     try:
-        same_inputs = facts["inputs"] == _inputs_digest(site)
+        same_inputs = facts["inputs"] == inputs_digest(site)
     except OSError:
         same_inputs = False
     if not same_inputs:
@@ -354,7 +336,7 @@ def load_prepared(site: Site) -> PreparedSite:
             where=f"{site.file}, {site.manifest}",
             fix=advice,
         )
-    now = _stat([Path(path) for path in facts["paths"]])
+    now = sizes_and_times([Path(path) for path in facts["paths"]])
     changed = np.flatnonzero((now != arrays["stats"]).any(axis=1))
     if len(changed):
         first = facts["paths"][int(changed[0])]

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from dermino_client.prepare import Selection, _inputs_digest, _stat, split_selection
+from dermino_client.prepare import Selection, split_selection
+from dermino_client.prepared_inputs import how_to_prepare, inputs_digest, sizes_and_times
 from dermino_client.site import SegmentationSection, Site
 from dermino_core.backbone import describe_backbone, load_backbone
 from dermino_core.backbone_card import BackboneCard, card_from_dict, card_to_dict
@@ -156,14 +157,14 @@ def load_masks(site: Site) -> PreparedMasks:
 def _prepare(
     site: Site, wanted: SegmentationSection, place: _Place, precision: str
 ) -> PreparedMasks:
-    inputs = _inputs_digest(site)
+    inputs = inputs_digest(site)
     manifest = read_manifest(site.manifest, root=site.images, columns=site.data.columns)
     named = [i for i, r in enumerate(manifest.records) if r.mask is not None and r.split != "val"]
     records = [manifest.records[i] for i in named]
     _enough(site, len(records), "name a mask")
     examples = masked_images(manifest, named, [""] * len(manifest.records))
     paths = [path for e in examples for path in (e.image, e.mask) if path is not None]
-    stats = _stat(paths)
+    stats = sizes_and_times(paths)
     backbone = load_backbone(
         place.spec,
         precision=precision,
@@ -313,13 +314,13 @@ class _Place:
         DerminoError
             `DATA_CHANGED`.
         """
-        advice = f"Run `dermino-client check --site {self.site.name}`, then start the client again."
+        advice = how_to_prepare(self.site)
         try:
             facts = json.loads(self.facts.read_text(encoding="utf-8"))
             if facts["format"] != FORMAT:
                 raise ValueError("made by another version")
-            same = facts["inputs"] == _inputs_digest(self.site)
-            now = _stat([Path(path) for path in facts["paths"]])
+            same = facts["inputs"] == inputs_digest(self.site)
+            now = sizes_and_times([Path(path) for path in facts["paths"]])
             changed = [
                 path
                 for path, before, after in zip(facts["paths"], facts["stats"], now, strict=True)

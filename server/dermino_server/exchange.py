@@ -208,30 +208,6 @@ class Exchange(Generic[T]):
         return True
 
 
-def exchange(
-    grid: Grid,
-    kind: str,
-    contents: Mapping[str, RecordDict],
-    nodes: Mapping[str, int],
-    *,
-    read: Callable[[str, RecordDict], T],
-    deadline: float,
-    quorum: int,
-    group: str,
-    away: Iterable[str] = (),
-) -> Outcome[T]:
-    """Send each site its content and wait; see :class:`Exchange`."""
-    asked: Exchange[T] = Exchange(
-        *(grid, kind, contents, nodes),
-        read=read,
-        deadline=deadline,
-        quorum=quorum,
-        group=group,
-        away=away,
-    )
-    return asked.wait()
-
-
 def _file(
     outcome: Outcome[T], site: str, reply: Message, read: Callable[[str, RecordDict], T]
 ) -> None:

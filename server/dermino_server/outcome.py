@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dermino_core import __version__
-from dermino_core.files import write_atomically
 from dermino_core.heads import LinearHead
 from dermino_core.machine import describe_machine
 from dermino_core.metrics import mean_over_sites
@@ -25,6 +24,14 @@ from dermino_core.results import (
 )
 from dermino_server.checkpoint import RunState
 from dermino_server.plan import RunPlan
+from dermino_server.run_summary import (
+    backbone_warnings,
+    images_trained_on,
+    means_of_all,
+    missing_warnings,
+    precision_warnings,
+    write_results,
+)
 from dermino_strategies.protocol import EvaluateReply
 from dermino_strategies.secure_evaluation import EvaluationSums
 
@@ -152,16 +159,10 @@ def summarise(results: Results) -> None:
         results.warnings = _warnings(results)
         return
     keys = [model.key for model in results.models]
-    results.mean = {
-        key: mean_evaluation([site.evaluations[key] for site in results.sites])
-        for key in keys
-        if all(key in site.evaluations for site in results.sites)
-    }
-    results.mean_global_minus = {
-        key: mean_difference([site.global_minus[key] for site in results.sites])
-        for key in keys
-        if all(key in site.global_minus for site in results.sites)
-    }
+    evaluated = [site.evaluations for site in results.sites]
+    compared = [site.global_minus for site in results.sites]
+    results.mean = means_of_all(keys, evaluated, mean_evaluation)
+    results.mean_global_minus = means_of_all(keys, compared, mean_difference)
     results.warnings = _warnings(results)
 
 
@@ -187,27 +188,15 @@ def mean_difference(differences: Collection[Difference]) -> Difference:
 
 
 def _warnings(results: Results) -> list[str]:
-    warnings = []
-    if unfit := results.backbone.unfit_because:
-        warnings.append(
-            f"The backbone {unfit}: this run shows that the system works, and says nothing about "
-            "skin."
-        )
+    warnings = backbone_warnings(results.backbone)
     if results.withdrawn:
         warnings.append(f"Without {', '.join(results.withdrawn)}: withdrawn from an earlier run.")
     if kept := sorted({site for record in results.rounds for site in record.kept}):
         warnings.append(
             f"{', '.join(kept)} did not train again: an earlier run left the sums that count."
         )
-    if results.missing_sites:
-        warnings.append(f"Not in these results: {', '.join(results.missing_sites)}.")
-    precisions = {site.precision for site in results.sites}
-    if len(precisions) > 1:
-        warnings.append(
-            "The hospitals computed their features in different arithmetic: "
-            + ", ".join(f"{site.name} {site.precision}" for site in results.sites)
-            + "."
-        )
+    warnings += missing_warnings(results.missing_sites)
+    warnings += precision_warnings([(site.name, site.precision) for site in results.sites])
     warnings += [
         f"{site}: an update of it stands out from the other hospitals'. That is a reason to ask, "
         "not a proof; see “Updates that stand out”."
@@ -276,9 +265,7 @@ def _trained_on(plan: RunPlan, results: Results) -> list[SiteCount]:
     if totals := results.totals:
         counts = totals.train_class_counts
         return [SiteCount(site=" + ".join(totals.sites), images=totals.n_train, classes=counts)]
-    trained: dict[str, int] = {}
-    for record in results.rounds:
-        trained |= record.examples
+    trained = images_trained_on(results.rounds)
     if results.privacy:  # a private update counts as one example, whatever the site's size
         trained = {site.name: site.n_train for site in results.sites if site.name in trained}
     classes = {site.name: site.train_class_counts for site in results.sites}
@@ -287,8 +274,3 @@ def _trained_on(plan: RunPlan, results: Results) -> list[SiteCount]:
         for site, images in trained.items()
     }
     return [counts[site] for site in sorted(counts)]
-
-
-def write_results(folder: Path, results: Results) -> None:
-    """Write `results.json`."""
-    write_atomically(folder / "results.json", results.model_dump_json(indent=1) + "\n")

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dermino_core.errors import DerminoError
-from dermino_core.files import write_atomically
 from dermino_core.model_folder import SiteCount
 from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.results import BackboneInfo
 from dermino_core.site_statistics import FEWEST_COUNT
+from dermino_server.plan_file import (
+    PlanFile,
+    check_quorum,
+    first_fault,
+    plan_digest,
+    read_plan_file,
+)
 from dermino_strategies.base import Additive, Personalises, Private, Strategy, Tuning
 from dermino_strategies.protocol import Task
 from dermino_strategies.registry import STRATEGIES
-
-PLAN_FILE = "run.json"
 
 MOST_CROSS_SITES = 30
 """Up to so many sites each one's head is tested at all others; 900 evaluations."""
@@ -33,17 +36,15 @@ TOO_FEW_FOR_PERSONAL = (
 )
 
 
-class RunPlan(BaseModel):
+class RunPlan(PlanFile):
     """What a run does. Written before it starts and never changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     run_id: str = Field(default_factory=lambda: uuid4().hex, pattern=r"^[0-9a-f]{32}$")
     title: str
     task: str
     classes: list[str] = Field(min_length=2)
     strategy: str = "fedavg"
-    settings: dict[str, object] = {}
+    settings: dict[str, object] = Field(default={})
     rounds: int = Field(default=2, ge=1, le=10_000, description="the paper's 2")
     seed: int = Field(default=0, ge=0, lt=2**63)
     replicates: int = Field(default=1000, ge=2, le=10_000)
@@ -85,12 +86,11 @@ class RunPlan(BaseModel):
     )
     created: str
     dermino_version: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default={})
 
     @model_validator(mode="after")
     def _quorum_is_possible(self) -> RunPlan:
-        if self.min_sites > len(self.sites):
-            raise ValueError(f"a quorum of {self.min_sites} is more than {len(self.sites)} sites")
+        check_quorum(self.min_sites, len(self.sites))
         if self.secure_aggregation and self.min_sites < 3:
             raise ValueError("secure aggregation needs a quorum of at least 3 sites")
         if self.cross_site and (self.secure_aggregation or self.privacy):
@@ -151,13 +151,8 @@ class RunPlan(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 of what decides the numbers: checkpoints of other plans are refused."""
-        task = self.for_sites().model_dump_json(exclude={"run_id"}) + "|".join(sorted(self.sites))
-        task += "".join(f"|from {self.extends}: {site}" for site in self.earlier_sites)
-        return hashlib.sha256(task.encode()).hexdigest()
-
-    def write(self, folder: Path) -> None:
-        """Write `run.json` into a run folder."""
-        write_atomically(folder / PLAN_FILE, self.model_dump_json(indent=2) + "\n")
+        earlier = [f"|from {self.extends}: {site}" for site in self.earlier_sites]
+        return plan_digest(self.for_sites(), self.sites, *earlier)
 
 
 def make_plan(**values: Any) -> RunPlan:
@@ -171,10 +166,7 @@ def make_plan(**values: Any) -> RunPlan:
     try:
         return RunPlan(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the run"
-        message = first["msg"].removeprefix("Value error, ")
-        raise DerminoError("CONFIG_INVALID", f"{key}: {message}.") from None
+        raise DerminoError("CONFIG_INVALID", first_fault(error, "the run")) from None
 
 
 def collects_heads(
@@ -265,16 +257,7 @@ def read_plan(folder: Path) -> RunPlan:
     DerminoError
         `CHECKPOINT_INVALID` if it is missing or damaged.
     """
-    file = folder / PLAN_FILE
-    try:
-        return RunPlan.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise DerminoError(
-            "CHECKPOINT_INVALID",
-            f"This is not a run folder: {PLAN_FILE} is missing or damaged.",
-            where=file,
-            fix="Give the folder that --out named when the run started.",
-        ) from error
+    return read_plan_file(RunPlan, folder, holds="a run folder", began="the run")
 
 
 def versions() -> dict[str, str]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from dermino_core.files import write_atomically
 from dermino_core.heads import LinearHead
-from dermino_core.results import Results, RoundRecord, Transfer
+from dermino_core.results import Results
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
-from dermino_server.exchange import (
-    Exchange,
-    Outcome,
-    SiteFinder,
-    exchange,
-    find_sites,
-    require_quorum,
-)
+from dermino_server.exchange import Exchange, SiteFinder, find_sites
 from dermino_server.gathering import Gathering
 from dermino_server.kept_sums import KeptSums
 from dermino_server.outcome import build_results, save_run
 from dermino_server.personal import check_joining, personal_arrays, totals_for
 from dermino_server.plan import RunPlan, check_protection
+from dermino_server.round_records import (
+    close_exchange,
+    new_record,
+    score_last_round,
+    write_metrics,
+)
 from dermino_server.secure_rounds import secure_final_evaluation, secure_train_round
 from dermino_server.statistics import recall_statistics, statistics_beside_first_round
 from dermino_server.tuned import write_run_backbone
@@ -42,7 +39,6 @@ from dermino_strategies.protocol import (
     named_heads,
     pack,
     read_arrays,
-    size_in_bytes,
     unpack,
     unpack_update,
 )
@@ -86,12 +82,12 @@ def run_rounds(grid: Grid, plan: RunPlan, folder: Path, *, resume: bool = False)
             with statistics_beside_first_round(grid, finder, plan, state, folder) as beside:
                 _train_round(grid, finder, plan, strategy, state, kept, beside)
         write_checkpoint(folder, plan.digest(), state)
-        _write_metrics(folder, state)
+        write_metrics(folder, state)
     if plan.secure_aggregation:
         results = secure_final_evaluation(grid, finder, plan, state)
     else:
         results = build_results(plan, state, _final_evaluation(grid, finder, plan, strategy, state))
-    _write_metrics(folder, state)
+    write_metrics(folder, state)
     tuned = write_run_backbone(folder, plan, strategy, state.arrays)
     save_run(folder, plan, results, strategy.head(state.arrays), tuned)
     return results
@@ -138,13 +134,14 @@ def _train_round(
         away=state.away,
     )
     outcome = asked.wait(*beside)
-    for site in missing:
-        outcome.reject(site, "NOT_CONNECTED")
-    require_quorum(outcome, quorum, f"Round {round_} of {plan.rounds}")
+    close_exchange(outcome, missing, quorum, f"Round {round_} of {plan.rounds}")
     checked = outcome.replies
     if state.records and state.records[-1].kind == "train":
-        scores = {s: (c.reply.auroc_before, c.reply.f1_before) for s, c in checked.items()}
-        _complete(state.records[-1], scores)
+        score_last_round(
+            state,
+            auroc={site: one.reply.auroc_before for site, one in checked.items()},
+            f1={site: one.reply.f1_before for site, one in checked.items()},
+        )
     state.local_heads |= {s: c.local for s, c in checked.items() if c.local is not None}
     state.privacy |= {s: c.reply.privacy for s, c in checked.items() if c.reply.privacy is not None}
     state.arrays = gathering.aggregate()
@@ -152,24 +149,16 @@ def _train_round(
         earlier = plan.earlier_sites
         state.privacy |= kept.close_round(plan.run_id, checked, earlier, state.privacy)
     state.round = round_
-    state.records.append(
-        RoundRecord(
-            round=round_,
-            kind="train",
-            seconds=time.monotonic() - start,
-            sites=sorted(checked),
-            rejected=outcome.rejected,
-            kept=sorted(plan.earlier_sites),
-            transfers=_transfers(contents, outcome),
-            examples={site: checked[site].examples for site in sorted(checked)},
-            train_loss={
-                site: checked[site].metrics["train-loss"]
-                for site in sorted(checked)
-                if "train-loss" in checked[site].metrics
-            },
-        )
-    )
-    gathering.compare(state.records[-1])
+    record = new_record(round_, "train", start, contents, outcome)
+    record.kept = sorted(plan.earlier_sites)
+    record.examples = {site: checked[site].examples for site in sorted(checked)}
+    record.train_loss = {
+        site: checked[site].metrics["train-loss"]
+        for site in sorted(checked)
+        if "train-loss" in checked[site].metrics
+    }
+    state.records.append(record)
+    gathering.compare(record)
     log.info("round %d of %d: %s", round_, plan.rounds, ", ".join(sorted(checked)))
 
 
@@ -216,27 +205,6 @@ def _same_classes(of_site: list[str], of_plan: list[str]) -> None:
         raise ValueError(f"its classes are {of_site}, not {of_plan}")
 
 
-def _transfers(
-    contents: Mapping[str, RecordDict], outcome: Outcome[_TrainResult] | Outcome[EvaluateReply]
-) -> list[Transfer]:
-    """What each site was sent and sent back; a reply that was rejected left its building too."""
-    return [
-        Transfer(
-            site=site,
-            seconds=outcome.replies[site].seconds if site in outcome.replies else 0.0,
-            bytes_to_site=size_in_bytes(contents[site]),
-            bytes_from_site=outcome.bytes_from_site.get(site, 0),
-        )
-        for site in sorted(contents)
-    ]
-
-
-def _complete(record: RoundRecord, scores: Mapping[str, tuple[float | None, float | None]]) -> None:
-    """The model after a round is evaluated in the next exchange: file it where it belongs."""
-    record.auroc = {site: auroc for site, (auroc, _) in sorted(scores.items())}
-    record.f1 = {site: f1 for site, (_, f1) in sorted(scores.items())}
-
-
 def _final_evaluation(
     grid: Grid, finder: SiteFinder, plan: RunPlan, strategy: Strategy, state: RunState
 ) -> dict[str, EvaluateReply]:
@@ -255,7 +223,7 @@ def _final_evaluation(
         contents[site] = pack(EvaluateRequest(task=plan.for_sites(), heads=heads, totals=totals))
         for name, record in records.items():
             contents[site][name] = record
-    outcome = exchange(
+    outcome = Exchange(
         grid,
         "evaluate",
         contents,
@@ -265,26 +233,16 @@ def _final_evaluation(
         quorum=plan.min_sites,
         group="evaluate",
         away=state.away,
-    )
-    for site in missing:
-        outcome.reject(site, "NOT_CONNECTED")
-    require_quorum(outcome, plan.min_sites, "The final evaluation")
+    ).wait()
+    close_exchange(outcome, missing, plan.min_sites, "The final evaluation")
     replies = outcome.replies
-    final = {
-        site: (r.evaluations["global"].auroc.value, r.evaluations["global"].f1.value)
-        for site, r in replies.items()
-    }
-    _complete(state.records[-1], final)
-    state.records.append(
-        RoundRecord(
-            round=plan.rounds + 1,
-            kind="evaluate",
-            seconds=time.monotonic() - start,
-            sites=sorted(replies),
-            rejected=outcome.rejected,
-            transfers=_transfers(contents, outcome),
-        )
+    final = {site: reply.evaluations["global"] for site, reply in replies.items()}
+    score_last_round(
+        state,
+        auroc={site: one.auroc.value for site, one in final.items()},
+        f1={site: one.f1.value for site, one in final.items()},
     )
+    state.records.append(new_record(plan.rounds + 1, "evaluate", start, contents, outcome))
     return replies
 
 
@@ -309,9 +267,3 @@ def _read_evaluation(plan: RunPlan, heads: Sequence[str], content: RecordDict) -
     if reply.joining is not None:
         check_joining(reply.joining, n_train=reply.n_train, n_test=reply.n_test)
     return reply
-
-
-def _write_metrics(folder: Path, state: RunState) -> None:
-    """`metrics.jsonl`, one line per exchange; small, so it is written whole each time."""
-    lines = [json.dumps(record.model_dump(), sort_keys=True) for record in state.records]
-    write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))

@@ -22,7 +22,7 @@ from dermino_core.certificate_checks import read_certificate
 from dermino_core.errors import CODES, DerminoError
 from dermino_core.results import Rejection, Results, RoundRecord, SitePrivacy, Transfer
 from dermino_server.checkpoint import RunState
-from dermino_server.exchange import SiteFinder, exchange
+from dermino_server.exchange import Exchange, SiteFinder
 from dermino_server.outcome import build_secure_results
 from dermino_server.personal import personal_arrays, totals_for
 from dermino_server.plan import RunPlan
@@ -267,7 +267,7 @@ def _stages(
             sent = result.to_site.get(site, 0) + size_in_bytes(contents[site])
             result.to_site[site] = sent
             result.messages[site] += 1
-        outcome = exchange(
+        outcome = Exchange(
             grid,
             "train.secure",
             contents,
@@ -276,7 +276,7 @@ def _stages(
             deadline=plan.deadline_seconds,
             quorum=coordinator.session.threshold,
             group=f"{step}-{round_}-{stage}",
-        )
+        ).wait()
         result.rejected += outcome.rejected
         for site, size in outcome.bytes_from_site.items():
             result.from_site[site] = result.from_site.get(site, 0) + size

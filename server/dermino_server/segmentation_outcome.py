@@ -7,12 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dermino_core import __version__
-from dermino_core.files import write_atomically
 from dermino_core.machine import describe_machine
 from dermino_core.metrics import mean_over_sites
 from dermino_core.results import ModelDescription
 from dermino_core.segmentation_results import Overlap, SegmentationResults, SegmentationSite
 from dermino_server.checkpoint import RunState
+from dermino_server.run_summary import (
+    backbone_warnings,
+    images_trained_on,
+    means_of_all,
+    missing_warnings,
+    precision_warnings,
+    write_results,
+)
 from dermino_server.segmentation_plan import SegmentationPlan
 from dermino_strategies.base import Arrays
 from dermino_strategies.segmentation import head_of
@@ -87,16 +94,12 @@ def _site(name: str, reply: SegmentationEvaluateReply) -> SegmentationSite:
 def summarise_segmentation(results: SegmentationResults) -> None:
     """Fill in the means over sites and the warnings, from what is there."""
     keys = [model.key for model in results.models]
-    results.mean = {
-        key: mean_overlap([site.scores[key] for site in results.sites])
-        for key in keys
-        if all(key in site.scores for site in results.sites)
-    }
-    results.mean_global_minus = {
-        key: mean_overlap([site.global_minus[key] for site in results.sites], lowest=-1.0)
-        for key in keys
-        if all(key in site.global_minus for site in results.sites)
-    }
+    scored = [site.scores for site in results.sites]
+    compared = [site.global_minus for site in results.sites]
+    results.mean = means_of_all(keys, scored, mean_overlap)
+    results.mean_global_minus = means_of_all(
+        keys, compared, lambda overlaps: mean_overlap(overlaps, lowest=-1.0)
+    )
     results.warnings = _warnings(results)
 
 
@@ -109,20 +112,9 @@ def mean_overlap(overlaps: Collection[Overlap], *, lowest: float = 0.0) -> Overl
 
 
 def _warnings(results: SegmentationResults) -> list[str]:
-    warnings = []
-    if unfit := results.backbone.unfit_because:
-        warnings.append(
-            f"The backbone {unfit}: this run shows that the system works, and says nothing about "
-            "skin."
-        )
-    if results.missing_sites:
-        warnings.append(f"Not in these results: {', '.join(results.missing_sites)}.")
-    if len({site.precision for site in results.sites}) > 1:
-        warnings.append(
-            "The hospitals computed their features in different arithmetic: "
-            + ", ".join(f"{site.name} {site.precision}" for site in results.sites)
-            + "."
-        )
+    warnings = backbone_warnings(results.backbone)
+    warnings += missing_warnings(results.missing_sites)
+    warnings += precision_warnings([(site.name, site.precision) for site in results.sites])
     for site in results.sites:
         if site.n_test < FEW:
             warnings.append(
@@ -144,9 +136,7 @@ def save_segmentation_run(
     )
 
     mean = results.mean["global"]
-    trained: dict[str, int] = {}
-    for record in results.rounds:
-        trained |= record.examples
+    trained = images_trained_on(results.rounds)
     info = SegmentationInfo(
         title=plan.title,
         head=plan.method.head,
@@ -166,9 +156,4 @@ def save_segmentation_run(
     )
     head = head_of(plan.method, plan.backbone.width, arrays)
     save_segmentation_model(folder / "model", head, info)
-    write_segmentation_results(folder, results)
-
-
-def write_segmentation_results(folder: Path, results: SegmentationResults) -> None:
-    """Write `results.json`."""
-    write_atomically(folder / "results.json", results.model_dump_json(indent=1) + "\n")
+    write_results(folder, results)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dermino_core.errors import DerminoError
-from dermino_core.files import write_atomically
 from dermino_core.results import BackboneInfo
 from dermino_core.segmentation_results import KIND
-from dermino_server.plan import PLAN_FILE
+from dermino_server.plan_file import (
+    PLAN_FILE,
+    PlanFile,
+    check_quorum,
+    first_fault,
+    plan_digest,
+    read_plan_file,
+)
 from dermino_strategies.segmentation import USUAL_ROUNDS, SegmentationMethod
 from dermino_strategies.segmentation_messages import SegmentationTask
 
 
-class SegmentationPlan(BaseModel):
+class SegmentationPlan(PlanFile):
     """What such a run does. Written before it starts and never changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["segmentation-federation"] = KIND
     run_id: str = Field(default_factory=lambda: uuid4().hex, pattern=r"^[0-9a-f]{32}$")
@@ -44,12 +47,11 @@ class SegmentationPlan(BaseModel):
     )
     created: str
     dermino_version: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default={})
 
     @model_validator(mode="after")
     def _quorum_is_possible(self) -> SegmentationPlan:
-        if self.min_sites > len(self.sites):
-            raise ValueError(f"a quorum of {self.min_sites} is more than {len(self.sites)} sites")
+        check_quorum(self.min_sites, len(self.sites))
         return self
 
     def for_sites(self) -> SegmentationTask:
@@ -66,12 +68,7 @@ class SegmentationPlan(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 of what decides the numbers: checkpoints of other plans are refused."""
-        task = self.for_sites().model_dump_json(exclude={"run_id"}) + "|".join(sorted(self.sites))
-        return hashlib.sha256(task.encode()).hexdigest()
-
-    def write(self, folder: Path) -> None:
-        """Write `run.json` into a run folder."""
-        write_atomically(folder / PLAN_FILE, self.model_dump_json(indent=2) + "\n")
+        return plan_digest(self.for_sites(), self.sites)
 
 
 def make_segmentation_plan(**values: Any) -> SegmentationPlan:
@@ -103,11 +100,8 @@ def make_method(settings: dict[str, object]) -> SegmentationMethod:
 
 
 def _option_error(error: ValidationError, whole: str) -> DerminoError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or whole
-    message = first["msg"].removeprefix("Value error, ")
     known = ", ".join(SegmentationMethod.model_fields)
-    return DerminoError("CONFIG_INVALID", f"{key}: {message}.", fix=f"Settings are: {known}.")
+    return DerminoError("CONFIG_INVALID", first_fault(error, whole), fix=f"Settings are: {known}.")
 
 
 def read_segmentation_plan(folder: Path) -> SegmentationPlan:
@@ -118,16 +112,12 @@ def read_segmentation_plan(folder: Path) -> SegmentationPlan:
     DerminoError
         `CHECKPOINT_INVALID` if it is missing, damaged or of another kind of run.
     """
-    file = folder / PLAN_FILE
-    try:
-        return SegmentationPlan.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise DerminoError(
-            "CHECKPOINT_INVALID",
-            f"This is not the folder of a segmentation run: {PLAN_FILE} is missing or damaged.",
-            where=file,
-            fix="Give the folder that --out named when `dermino segmentation` started.",
-        ) from error
+    return read_plan_file(
+        SegmentationPlan,
+        folder,
+        holds="the folder of a segmentation run",
+        began="`dermino segmentation`",
+    )
 
 
 def is_segmentation(folder: Path) -> bool:

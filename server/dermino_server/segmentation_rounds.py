@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from dermino_core.files import write_atomically
-from dermino_core.results import RoundRecord, Transfer
 from dermino_core.segmentation_results import SegmentationResults
 from dermino_server.checkpoint import RunState, latest_checkpoint, write_checkpoint
-from dermino_server.exchange import SiteFinder, exchange, require_quorum
+from dermino_server.exchange import Exchange, SiteFinder
+from dermino_server.round_records import (
+    close_exchange,
+    new_record,
+    score_last_round,
+    write_metrics,
+)
 from dermino_server.segmentation_outcome import build_segmentation_results, save_segmentation_run
 from dermino_server.segmentation_plan import SegmentationPlan
 from dermino_strategies.base import Arrays, SiteUpdate
-from dermino_strategies.protocol import pack, read_arrays, size_in_bytes, unpack
+from dermino_strategies.protocol import pack, read_arrays, unpack
 from dermino_strategies.segmentation import aggregate, check_update, initial_arrays
 from dermino_strategies.segmentation_messages import (
     SEGMENTATION_MODELS,
@@ -54,9 +56,9 @@ def run_segmentation(
     while state.round < plan.rounds:
         _train_round(grid, finder, plan, initial, state)
         write_checkpoint(folder, plan.digest(), state)
-        _write_metrics(folder, state)
+        write_metrics(folder, state)
     replies = _final_scores(grid, finder, plan, state)
-    _write_metrics(folder, state)
+    write_metrics(folder, state)
     results = build_segmentation_results(plan, state, replies)
     save_segmentation_run(folder, plan, results, state.arrays)
     return results
@@ -69,6 +71,11 @@ class _Trained:
     reply: SegmentationTrainReply
     update: SiteUpdate
 
+    @property
+    def seconds(self) -> float:
+        """Computing at the site."""
+        return self.reply.seconds
+
 
 def _train_round(
     grid: Grid, finder: SiteFinder, plan: SegmentationPlan, like: Arrays, state: RunState
@@ -78,7 +85,7 @@ def _train_round(
     nodes, missing = _find(finder, plan, state)
     request = SegmentationTrainRequest(task=plan.for_sites(), round=round_)
     contents = {site: pack(request, {"arrays": state.arrays}) for site in nodes}
-    outcome = exchange(
+    outcome = Exchange(
         grid,
         "train.segmentation",
         contents,
@@ -88,28 +95,17 @@ def _train_round(
         quorum=plan.min_sites,
         group=str(round_),
         away=state.away,
-    )
-    for site in missing:
-        outcome.reject(site, "NOT_CONNECTED")
-    require_quorum(outcome, plan.min_sites, f"Round {round_} of {plan.rounds}")
+    ).wait()
+    close_exchange(outcome, missing, plan.min_sites, f"Round {round_} of {plan.rounds}")
     found = {site: outcome.replies[site] for site in sorted(outcome.replies)}
     if state.records:
-        _score_last_round(state, {site: one.reply.dice_before for site, one in found.items()})
+        score_last_round(state, dice={s: one.reply.dice_before for s, one in found.items()})
     state.arrays = aggregate({site: one.update for site, one in found.items()})
     state.round = round_
-    seconds = {site: one.reply.seconds for site, one in found.items()}
-    state.records.append(
-        RoundRecord(
-            round=round_,
-            kind="train",
-            seconds=time.monotonic() - start,
-            sites=list(found),
-            rejected=outcome.rejected,
-            transfers=_transfers(contents, outcome.bytes_from_site, seconds),
-            examples={site: one.update.examples for site, one in found.items()},
-            train_loss={site: one.reply.train_loss for site, one in found.items()},
-        )
-    )
+    record = new_record(round_, "train", start, contents, outcome)
+    record.examples = {site: one.update.examples for site, one in found.items()}
+    record.train_loss = {site: one.reply.train_loss for site, one in found.items()}
+    state.records.append(record)
     log.info("round %d of %d: %s", round_, plan.rounds, ", ".join(found))
 
 
@@ -128,7 +124,7 @@ def _final_scores(
     nodes, missing = _find(finder, plan, state)
     request = SegmentationEvaluateRequest(task=plan.for_sites())
     contents = {site: pack(request, {"arrays": state.arrays}) for site in nodes}
-    outcome = exchange(
+    outcome = Exchange(
         grid,
         "evaluate.segmentation",
         contents,
@@ -138,27 +134,12 @@ def _final_scores(
         quorum=plan.min_sites,
         group="evaluate",
         away=state.away,
-    )
-    for site in missing:
-        outcome.reject(site, "NOT_CONNECTED")
-    require_quorum(outcome, plan.min_sites, "Final evaluation")
+    ).wait()
+    close_exchange(outcome, missing, plan.min_sites, "Final evaluation")
     found = {site: outcome.replies[site] for site in sorted(outcome.replies)}
     dice = {site: reply.scores["global"].dice.value for site, reply in found.items()}
-    _score_last_round(state, dice)
-    state.records.append(
-        RoundRecord(
-            round=plan.rounds + 1,
-            kind="evaluate",
-            seconds=time.monotonic() - start,
-            sites=list(found),
-            rejected=outcome.rejected,
-            transfers=_transfers(
-                contents,
-                outcome.bytes_from_site,
-                {site: reply.seconds for site, reply in found.items()},
-            ),
-        )
-    )
+    score_last_round(state, dice=dice)
+    state.records.append(new_record(plan.rounds + 1, "evaluate", start, contents, outcome))
     return found
 
 
@@ -182,30 +163,3 @@ def _find(
     return finder.wait_for(
         plan.sites, quorum=plan.min_sites, seconds=plan.wait_seconds, away=state.away
     )
-
-
-def _score_last_round(state: RunState, dice: Mapping[str, float | None]) -> None:
-    """What a round gave is told by the exchange after it."""
-    state.records[-1] = state.records[-1].model_copy(update={"dice": dict(dice)})
-
-
-def _transfers(
-    contents: Mapping[str, RecordDict], came: Mapping[str, int], seconds: Mapping[str, float]
-) -> list[Transfer]:
-    return [
-        Transfer(
-            site=site,
-            seconds=seconds.get(site, 0.0),
-            bytes_to_site=size_in_bytes(contents[site]),
-            bytes_from_site=came.get(site, 0),
-        )
-        for site in sorted(contents)
-    ]
-
-
-def _write_metrics(folder: Path, state: RunState) -> None:
-    """`metrics.jsonl`, one line per exchange; small, so it is written whole each time."""
-    lines: Iterable[str] = (
-        json.dumps(record.model_dump(), sort_keys=True) for record in state.records
-    )
-    write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))

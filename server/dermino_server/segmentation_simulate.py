@@ -30,10 +30,10 @@ from dermino_server.checkpoint import latest_checkpoint
 from dermino_server.demo_sites import write_masked_sites
 from dermino_server.inprocess import InProcessGrid
 from dermino_server.plan import new_run_folder, versions
+from dermino_server.run_summary import write_results
 from dermino_server.segmentation_outcome import (
     SEGMENTATION_HEADS,
     summarise_segmentation,
-    write_segmentation_results,
 )
 from dermino_server.segmentation_plan import (
     SegmentationPlan,
@@ -210,7 +210,7 @@ def _run(
         _add_pooled(plan, prepared, folder, results)
         seconds["pooled"] = round(time.monotonic() - start, 3)
     results.seconds = seconds
-    write_segmentation_results(folder, results)
+    write_results(folder, results)
     return results
 
 

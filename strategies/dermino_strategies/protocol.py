@@ -35,14 +35,16 @@ PROTOCOL_VERSION = 4
 SITE_MODELS = ("global", "local", "local_converged")
 """What every site evaluates by itself."""
 
-T = TypeVar("T", bound="_Body")
+T = TypeVar("T", bound="Body")
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """The body of a message: no field that is not of its schema, no NaN and no infinity."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Task(_Body):
+class Task(Body):
     """What is learned, on which features. A site refuses what does not fit its own."""
 
     protocol: int = PROTOCOL_VERSION
@@ -95,7 +97,7 @@ class Task(_Body):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class TrainRequest(_Body):
+class TrainRequest(Body):
     """Coordinator to site: one round of training."""
 
     task: Task
@@ -103,7 +105,7 @@ class TrainRequest(_Body):
     send_local_head: bool
 
 
-class TrainReply(_Body):
+class TrainReply(Body):
     """Site to coordinator, beside the arrays of its update."""
 
     classes: list[str]
@@ -116,14 +118,14 @@ class TrainReply(_Body):
     privacy: SitePrivacy | None = None
 
 
-class Totals(_Body):
+class Totals(Body):
     """What the arrays `personal` are: the sums of so many sites, and whether with this one's."""
 
     sites: int = Field(ge=1)
     with_yours: bool
 
 
-class EvaluateRequest(_Body):
+class EvaluateRequest(Body):
     """Coordinator to site: final evaluation. Heads travel as arrays `<site>/<name>` of `heads`.
 
     In a run with personal models the arrays `personal` lie beside it, and `totals` describes them.
@@ -134,7 +136,7 @@ class EvaluateRequest(_Body):
     totals: Totals | None = None
 
 
-class SecureRequest(_Body):
+class SecureRequest(Body):
     """Coordinator to site: one stage of a sum that only the sites together can open.
 
     `request` is the JSON of one of `secure_aggregation.messages`. The stage `masked` carries the
@@ -150,21 +152,21 @@ class SecureRequest(_Body):
     totals: Totals | None = None
 
 
-class SecureReply(_Body):
+class SecureReply(Body):
     """Site to coordinator. The stage `masked` carries the masked vector beside it."""
 
     stage: Literal["keys", "shares", "masked", "confirm", "unmask"]
     reply: str
 
 
-class StatisticsRequest(_Body):
+class StatisticsRequest(Body):
     """Coordinator to site, with the first round: what are your training images like?"""
 
     task: Task
     min_count: int = Field(ge=2, le=1_000_000, description="smallest count that is told")
 
 
-class StatisticsReply(_Body):
+class StatisticsReply(Body):
     """Site to coordinator. Mean and variance of each feature travel as arrays beside it.
 
     `min_count` is the larger of what was asked for and the site's own. The last two are None, and
@@ -182,14 +184,14 @@ class StatisticsReply(_Body):
     effective_features: float | None = Field(ge=1)
 
 
-class CrossEvaluation(_Body):
+class CrossEvaluation(Body):
     """The head of another site on this site's test images."""
 
     auroc: float | None = Field(ge=0, le=1)
     f1: float | None = Field(ge=0, le=1)
 
 
-class EvaluateReply(_Body):
+class EvaluateReply(Body):
     """Site to coordinator: numbers about its test images, no scores of single images."""
 
     classes: list[str]
@@ -207,17 +209,17 @@ class EvaluateReply(_Body):
     joining: JoiningCurve | None = None
 
 
-class NameRequest(_Body):
+class NameRequest(Body):
     """Coordinator to node, in simulation: which site are you?"""
 
 
-class SiteName(_Body):
+class SiteName(Body):
     """Site to coordinator, in simulation: which site answers for this node."""
 
     name: str
 
 
-class RegionalHeader(_Body):
+class RegionalHeader(Body):
     """Region to the coordinator above it: who is in its sum, of which round of which run.
 
     `digests`: site -> SHA-256 of its summand. The sum's parts travel beside it.
@@ -229,7 +231,7 @@ class RegionalHeader(_Body):
     digests: dict[str, str] = Field(min_length=1)
 
 
-class Refusal(_Body):
+class Refusal(Body):
     """A site's 'no': one of the codes of `dermino_core.errors` and its sentence."""
 
     code: str

@@ -12,8 +12,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dermino_core.segmentation_results import Overlap
-from dermino_strategies.protocol import PROTOCOL_VERSION
-from dermino_strategies.protocol import _Body as Body
+from dermino_strategies.protocol import PROTOCOL_VERSION, Body
 from dermino_strategies.segmentation import SegmentationMethod
 
 TASK_NAME = "segmentation"

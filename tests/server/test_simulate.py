@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from little_sites import write_little_sites
 from safetensors.numpy import load_file
 
-from dermino_core.datasets.synthetic import find_site, write_site
 from dermino_core.errors import DerminoError
 from dermino_core.model_folder import load_model
 from dermino_core.results import Results, read_results
@@ -38,20 +38,7 @@ SITES = {"synthetic-mednode": 24, "synthetic-ph2": 24, "synthetic-fitzpatrick": 
 @pytest.fixture(scope="session")
 def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of three site files; images and features are made once."""
-    folder = tmp_path_factory.mktemp("little")
-    for name, images in SITES.items():
-        manifest = write_site(folder / "data" / name, site=name, images=images)
-        content = {
-            "site": {"name": name},
-            "data": {"manifest": str(manifest), "min_images": 4},
-            "labels": dict(find_site(name).label_map),
-            "backbone": {"name": "demo", "precision": "fp32", "device": "cpu"},
-            "node": {"cache": str(folder / "cache")},
-        }
-        file = folder / "sites" / f"{name}.toml"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(tomli_w.dumps(content))
-    return folder / "sites"
+    return write_little_sites(tmp_path_factory.mktemp("little"), SITES)
 
 
 @pytest.fixture(scope="session")

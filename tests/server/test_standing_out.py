@@ -17,7 +17,7 @@ from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.reporting.page import render_page
 from dermino_core.reporting.standing_out import PRIVATE, SECURE, TOO_FEW, standing_out
 from dermino_core.results import Results, RoundRecord, Suspicion, read_results
-from dermino_server.commands.federate import _show_round
+from dermino_server.commands.show import show_round
 from dermino_server.gathering import Gathering
 from dermino_server.inprocess import InProcessGrid
 from dermino_server.plan import RunPlan
@@ -91,7 +91,7 @@ def test_a_scaled_update_is_named_everywhere(
     page = render_page(results)
     assert "beta changed the model" in page
     assert "A reason to ask, not a proof" in page
-    _show_round(results.rounds[0])
+    show_round(results.rounds[0])
     assert found[0].sentence in " ".join(capsys.readouterr().err.split())
 
 

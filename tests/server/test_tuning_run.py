@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tomli_w
+from little_sites import write_little_sites
 
 from dermino_client.commands.preview import lines_of
 from dermino_client.prepare import load_prepared, prepare_site
@@ -16,7 +16,6 @@ from dermino_client.preview import Wish, preview
 from dermino_client.site import read_sites
 from dermino_client.tuned import seen_by, site_images
 from dermino_core.backbone import describe_backbone, load_backbone
-from dermino_core.datasets.synthetic import find_site, write_site
 from dermino_core.errors import DerminoError
 from dermino_core.images import decode_image, prepare_image
 from dermino_core.metrics import macro_auroc
@@ -42,20 +41,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tuned")
-    for name, images in SITES.items():
-        manifest = write_site(folder / "data" / name, site=name, images=images)
-        content = {
-            "site": {"name": name},
-            "data": {"manifest": str(manifest), "min_images": 4},
-            "labels": dict(find_site(name).label_map),
-            "backbone": {"name": "demo", "precision": "fp32", "device": "cpu"},
-            "node": {"cache": str(folder / "cache")},
-        }
-        file = folder / "sites" / f"{name}.toml"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(tomli_w.dumps(content))
-    return folder / "sites"
+    return write_little_sites(tmp_path_factory.mktemp("tuned"), SITES)
 
 
 def an_image(sites: Path) -> Path:

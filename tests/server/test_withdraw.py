@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import withdrawing
 from federation import contents
 from safetensors.numpy import load_file
 from withdrawing import (
@@ -21,7 +22,6 @@ from withdrawing import (
     ridge,
     ridge_of,
     run,
-    three_sites,
     without,
 )
 
@@ -38,23 +38,7 @@ from dermino_server.withdraw import withdraw
 from dermino_strategies.base import SiteData
 from dermino_strategies.ridge import Ridge
 
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hospital]:
-    return three_sites(tmp_path_factory.mktemp("hospitals"))
-
-
-@pytest.fixture(scope="module")
-def finished(sites: dict[str, Hospital], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "first"
-    run(sites, ridge(), folder)
-    return folder
-
-
-@pytest.fixture
-def first(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of alpha, beta and gamma."""
-    return shutil.copytree(finished, tmp_path / "first")
+sites, finished, first = withdrawing.sites, withdrawing.finished, withdrawing.first
 
 
 def test_the_model_is_that_of_a_run_that_never_asked_the_site(

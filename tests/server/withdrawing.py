@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from conftest import CARD, cloud_site, hospital
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import load_file
@@ -27,10 +29,25 @@ SIGNER = Signer(Ed25519PrivateKey.generate(), None, Path("receipt.key"))
 BACKBONE = BackboneInfo.of(CARD, "fp32")
 
 
-def three_sites(folder: Path) -> dict[str, Hospital]:
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Hospital]:
     """As for the other tests of rounds, but the same for all tests of a file."""
-    sizes = {"alpha": 60, "beta": 110, "gamma": 41}
+    folder, sizes = tmp_path_factory.mktemp("hospitals"), {"alpha": 60, "beta": 110, "gamma": 41}
     return {n: hospital(cloud_site(n, s, i), folder) for i, (n, s) in enumerate(sizes.items())}
+
+
+@pytest.fixture(scope="module")
+def finished(sites: dict[str, Hospital], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of them, for all tests of a file; read only."""
+    folder = tmp_path_factory.mktemp("finished") / "first"
+    run(sites, ridge(), folder)
+    return folder
+
+
+@pytest.fixture
+def first(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of alpha, beta and gamma."""
+    return shutil.copytree(finished, tmp_path / "first")
 
 
 def killed(*_: object) -> None:

@@ -11,7 +11,7 @@ import typer
 from dermino_core import __version__
 from dermino_core.console import say, warn
 from dermino_core.errors import DerminoError
-from dermino_core.results import BackboneInfo, RoundRecord, read_results
+from dermino_core.results import BackboneInfo, read_results
 from dermino_server.commands.options import (
     ClipOption,
     DeltaOption,
@@ -21,18 +21,24 @@ from dermino_server.commands.options import (
     KeepOption,
     PersonalOption,
     Precision,
+    ReportOption,
+    ResumeOption,
     RoundsOption,
     SecureOption,
+    SeedOption,
+    SettingsOption,
     StatisticsOption,
+    StrategyOption,
     ThresholdOption,
     Unit,
     UnitOption,
     asks_statistics,
+    new_run,
     parse_settings,
     privacy_request,
     refuse_beside_extend,
 )
-from dermino_server.commands.show import finish
+from dermino_server.commands.show import finish, show_round
 
 
 def federate(
@@ -55,13 +61,10 @@ def federate(
         list[str] | None,
         typer.Option("--class", help="A class of a task that is not built in; repeat in order."),
     ] = None,
-    strategy: Annotated[str, typer.Option(help="Federated method.")] = "fedavg",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
-    ] = None,
+    strategy: StrategyOption = "fedavg",
+    settings: SettingsOption = None,
     rounds: RoundsOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     statistics: StatisticsOption = None,
     secure_aggregation: SecureOption = False,
     threshold: ThresholdOption = None,
@@ -89,10 +92,8 @@ def federate(
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make.", show_default="runs/federate-DATE")
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this folder; options are its own.")
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    resume: ResumeOption = None,
+    report: ReportOption = True,
 ) -> None:
     """Train with the hospitals that joined a SuperLink. Run it on the SuperLink's machine.
 
@@ -126,7 +127,7 @@ def federate(
     from dermino_strategies.base import Tuning
     from dermino_strategies.registry import get_strategy
 
-    target = out or Path("runs") / datetime.now(UTC).strftime("federate-%Y%m%d-%H%M%S")
+    target = out or new_run("federate")
     if resume is not None:
         folder = resume.absolute()
         plan = read_plan(folder)
@@ -222,7 +223,7 @@ def federate(
     run_id = submit(folder, superlink, resume=resume is not None)
     say(f"submitted as Flower run {run_id}; waiting for {', '.join(plan.sites)}")
     try:
-        results = follow(folder, superlink, run_id, on_round=_show_round, read=read_results)
+        results = follow(folder, superlink, run_id, on_round=show_round, read=read_results)
     except KeyboardInterrupt:
         stop(superlink, run_id)
         warn(f"stopped; continue with: dermino federate --superlink {superlink} --resume {folder}")
@@ -235,13 +236,3 @@ def _backbone(spec: str, precision: str) -> BackboneInfo:
     from dermino_core.paths import default_cache
 
     return BackboneInfo.of(describe_backbone(spec, cache_dir=default_cache()), precision)
-
-
-def _show_round(record: RoundRecord) -> None:
-    names = {"statistics": "statistics", "evaluate": "evaluation"}
-    what = names.get(record.kind, f"round {record.round}")
-    say(f"{what}: {', '.join(record.sites)} in {record.seconds:.1f} s")
-    for rejection in record.rejected:
-        warn(f"{what}: without {rejection.site}: {rejection.sentence} ({rejection.code})")
-    for found in record.suspicious:
-        warn(f"{what}: {found.sentence}")

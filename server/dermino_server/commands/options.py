@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,16 @@ from dermino_core.errors import DerminoError
 from dermino_core.privacy.plan import PrivacyRequest
 from dermino_core.site_statistics import ASK_STATISTICS
 
+StrategyOption = Annotated[str, typer.Option(help="Federated method.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+]
 RoundsOption = Annotated[
     int | None,
     typer.Option(min=1, help="Global rounds.", show_default="the method's: 2 of fedavg"),
 ]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 StatisticsOption = Annotated[
     bool | None,
     typer.Option(
@@ -46,6 +53,10 @@ ExtendOption = Annotated[
         "method, its settings, seed and protection.",
     ),
 ]
+ResumeOption = Annotated[
+    Path | None, typer.Option(help="Continue the run in this folder; options are its own.")
+]
+ReportOption = Annotated[bool, typer.Option(help="Write report.html.")]
 SecureOption = Annotated[
     bool,
     typer.Option(
@@ -168,6 +179,14 @@ class Precision(enum.StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+
+
+PrecisionOption = Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")]
+
+
+def new_run(kind: str) -> Path:
+    """Where a run of this kind and moment goes if `--out` does not say."""
+    return Path("runs") / datetime.now(UTC).strftime(f"{kind}-%Y%m%d-%H%M%S")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, object]:

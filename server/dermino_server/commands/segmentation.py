@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dermino_core.console import say, warn
+from dermino_core.console import say
 from dermino_core.errors import DerminoError
-from dermino_server.commands.options import Precision, parse_settings
+from dermino_server.commands.options import (
+    PrecisionOption,
+    ReportOption,
+    ResumeOption,
+    SeedOption,
+    SettingsOption,
+    new_run,
+    parse_settings,
+)
+from dermino_server.commands.show import cell, print_wide, say_where, show_round
 
 if TYPE_CHECKING:
-    from dermino_core.results import Estimate, RoundRecord
+    from dermino_core.results import Estimate
     from dermino_core.segmentation_results import SegmentationResults
 
 
@@ -50,14 +58,11 @@ def segmentation(
     backbone: Annotated[
         str | None, typer.Option(help="Backbone of every site: file, timm name, 'demo'.")
     ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")] = None,
+    precision: PrecisionOption = None,
     head: Annotated[HeadOption, typer.Option(help="Which head is trained.")] = HeadOption.LINEAR,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Global rounds.")] = 10,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    settings: SettingsOption = None,
+    seed: SeedOption = 0,
     wait: Annotated[
         float, typer.Option(min=1, help="Real run: seconds to wait for sites to connect.")
     ] = 120.0,
@@ -71,10 +76,8 @@ def segmentation(
         Path | None, typer.Option(help="Run folder to make.", show_default="runs/segmentation-DATE")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Simulation: where features are kept.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this folder; options are its own.")
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    resume: ResumeOption = None,
+    report: ReportOption = True,
 ) -> None:
     """Train a head that outlines lesions, with masks that stay in their hospitals.
 
@@ -91,7 +94,7 @@ def segmentation(
 
         dermino segmentation --superlink consortium --backbone vit.safetensors --site a --site b
     """
-    folder = out or Path("runs") / datetime.now(UTC).strftime("segmentation-%Y%m%d-%H%M%S")
+    folder = out or new_run("segmentation")
     chosen = {"head": head.value, **parse_settings(settings or [])}
     if superlink is None:
         if site:
@@ -133,15 +136,8 @@ def segmentation(
             wait=wait,
             deadline=deadline,
         )
-        done = deploy_segmentation(asked, folder, resume=resume, on_round=_show_round)
+        done = deploy_segmentation(asked, folder, resume=resume, on_round=show_round)
     _finish(*done, report=report)
-
-
-def _show_round(record: RoundRecord) -> None:
-    what = "evaluation" if record.kind == "evaluate" else f"round {record.round}"
-    say(f"{what}: {', '.join(record.sites)} in {record.seconds:.1f} s")
-    for rejection in record.rejected:
-        warn(f"{what}: without {rejection.site}: {rejection.sentence} ({rejection.code})")
 
 
 def _finish(folder: Path, results: SegmentationResults, *, report: bool) -> None:
@@ -150,19 +146,11 @@ def _finish(folder: Path, results: SegmentationResults, *, report: bool) -> None
 
         write_segmentation_report(results, folder / "report.html")
     _print_table(results)
-    for warning in results.warnings:
-        warn(f"note: {warning}")
-    say(f"run folder: {folder}")
-    if report:
-        say(f"report:     {folder / 'report.html'}")
-    say(f"model:      {folder / 'model'}    (dermino segment IMAGE --model it)")
+    say_where(folder, results.warnings, report=report, use="    (dermino segment IMAGE --model it)")
 
 
 def _print_table(results: SegmentationResults) -> None:
-    from rich.console import Console
     from rich.table import Table
-
-    from dermino_server.commands.show import cell
 
     def overlap_cell(estimate: Estimate | None) -> str:
         return "" if estimate is None else cell(estimate)
@@ -182,4 +170,4 @@ def _print_table(results: SegmentationResults) -> None:
             ),
             overlap_cell(mean.dice if mean else None),
         )
-    Console(width=None if Console().is_terminal else 120).print(table)
+    print_wide(table, 120)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from dermino_core.console import say, warn
-from dermino_core.results import Estimate, Results
+from dermino_core.results import Estimate, Results, RoundRecord
 
 
 def finish(folder: Path, results: Results, *, report: bool) -> None:
@@ -18,12 +19,28 @@ def finish(folder: Path, results: Results, *, report: bool) -> None:
 
         write_report(results, folder / "report.html")
     print_table(results)
-    for warning in results.warnings:
+    say_where(folder, results.warnings, report=report)
+
+
+def say_where(folder: Path, warnings: Iterable[str], *, report: bool, use: str = "") -> None:
+    """What to bear in mind, and where things are; `use` says what the model is for."""
+    for warning in warnings:
         warn(f"note: {warning}")
     say(f"run folder: {folder}")
     if report:
         say(f"report:     {folder / 'report.html'}")
-    say(f"model:      {folder / 'model'}")
+    say(f"model:      {folder / 'model'}{use}")
+
+
+def show_round(record: RoundRecord) -> None:
+    """One exchange of a run that is going on: who took part, who did not and why."""
+    names = {"statistics": "statistics", "evaluate": "evaluation"}
+    what = names.get(record.kind, f"round {record.round}")
+    say(f"{what}: {', '.join(record.sites)} in {record.seconds:.1f} s")
+    for rejection in record.rejected:
+        warn(f"{what}: without {rejection.site}: {rejection.sentence} ({rejection.code})")
+    for found in record.suspicious:
+        warn(f"{what}: {found.sentence}")
 
 
 def print_table(results: Results) -> None:
@@ -48,7 +65,11 @@ def print_table(results: Results) -> None:
         )
     for column in table.columns:
         column.overflow = "fold"  # a narrow column wraps; half an interval would be worse than none
-    width = max(120, 16 * len(table.columns))
+    print_wide(table, max(120, 16 * len(table.columns)))
+
+
+def print_wide(table: Table, width: int) -> None:
+    """Print a table as wide as the terminal, or as `width` where there is none."""
     Console(width=None if Console().is_terminal else width).print(table)
 
 

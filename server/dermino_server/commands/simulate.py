@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +18,19 @@ from dermino_server.commands.options import (
     ImagesOption,
     KeepOption,
     PersonalOption,
-    Precision,
+    PrecisionOption,
+    ReportOption,
     RoundsOption,
     SecureOption,
+    SeedOption,
+    SettingsOption,
     StatisticsOption,
+    StrategyOption,
     ThresholdOption,
     Unit,
     UnitOption,
     asks_statistics,
+    new_run,
     parse_settings,
     privacy_request,
     refuse_beside_extend,
@@ -43,14 +47,11 @@ def simulate(
         str | None,
         typer.Option(help="Backbone of every site: a timm name, a .safetensors file, or 'demo'."),
     ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")] = None,
-    strategy: Annotated[str, typer.Option(help="Federated method.")] = "fedavg",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
-    ] = None,
+    precision: PrecisionOption = None,
+    strategy: StrategyOption = "fedavg",
+    settings: SettingsOption = None,
     rounds: RoundsOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     statistics: StatisticsOption = None,
     secure_aggregation: SecureOption = False,
     threshold: ThresholdOption = None,
@@ -71,7 +72,7 @@ def simulate(
         Path | None,
         typer.Option(help="Continue the run in this folder; other options are its own."),
     ] = None,
-    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    report: ReportOption = True,
 ) -> None:
     """Run a whole federation on this machine: every hospital, the coordinator, the baselines.
 
@@ -92,8 +93,7 @@ def simulate(
     """
     from dermino_server import simulate as simulation
 
-    name = datetime.now(UTC).strftime("simulate-%Y%m%d-%H%M%S")
-    target = out or Path("runs") / name
+    target = out or new_run("simulate")
     if resume is not None:
         folder, results = simulation.resume(resume, cache=cache)
     elif extend is not None:
