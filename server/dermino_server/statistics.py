@@ -46,9 +46,6 @@ log = logging.getLogger("dermino.server")
 
 STATISTICS_FILE = "statistics.json"
 
-DEADLINE_SECONDS = 120.0
-"""For the sites' replies; they only add up what they have. The run's own deadline, if shorter."""
-
 
 class _Kept(BaseModel):
     """`statistics.json`: what was found, and the record of the exchange."""
@@ -148,9 +145,10 @@ class _Asked:
             dict.fromkeys(nodes, self._content),
             nodes,
             read=lambda _, reply: read_statistics(plan, reply),
-            deadline=min(plan.deadline_seconds, DEADLINE_SECONDS),
+            deadline=plan.deadline_seconds,  # a site may find the question after that of the round
             quorum=0,
             group="statistics",
+            away=state.away,
         )
 
     def record(self) -> RoundRecord:

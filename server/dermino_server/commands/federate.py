@@ -11,7 +11,7 @@ import typer
 from dermino_core import __version__
 from dermino_core.console import say, warn
 from dermino_core.errors import DerminoError
-from dermino_core.results import BackboneInfo, read_results
+from dermino_core.results import BackboneInfo, RoundRecord, read_results
 from dermino_server.commands.options import (
     ClipOption,
     DeltaOption,
@@ -223,12 +223,18 @@ def federate(
     run_id = submit(folder, superlink, resume=resume is not None)
     say(f"submitted as Flower run {run_id}; waiting for {', '.join(plan.sites)}")
     try:
-        results = follow(folder, superlink, run_id, on_round=show_round, read=read_results)
+        results = follow(folder, superlink, run_id, on_round=_show_round, read=read_results)
     except KeyboardInterrupt:
         stop(superlink, run_id)
         warn(f"stopped; continue with: dermino federate --superlink {superlink} --resume {folder}")
         raise
     finish(folder, results, report=report)
+
+
+def _show_round(record: RoundRecord) -> None:
+    show_round(record)
+    # The report will need it, and while the sites work there is time.
+    import matplotlib.figure  # noqa: F401
 
 
 def _backbone(spec: str, precision: str) -> BackboneInfo:
