@@ -89,9 +89,13 @@ def _parts(data: bytes) -> list[Part]:
     except SafetensorError as error:
         raise ValueError(f"sent arrays that cannot be read: {error}") from None
     return [
-        Part(name, _TYPES.get(v["dtype"], v["dtype"]), tuple(v["shape"]), v["data"])
+        Part(name, _numpy_type(v["dtype"]), tuple(v["shape"]), v["data"])
         for name, v in sorted(found, key=lambda item: item[0])
     ]
+
+
+def _numpy_type(name: str) -> str:
+    return _TYPES.get(name, name)
 
 
 def _array(part: Part, expected: npt.NDArray) -> npt.NDArray:
