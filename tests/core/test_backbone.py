@@ -278,6 +278,7 @@ def test_a_broken_compiler_leaves_the_backbone_running(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_bf16_holds_to_fp32_on_ph2(shared_data: Path, dinov2_small: Path) -> None:
     """Cosine above 0.999 for every image; AUROC of a linear classifier within 0.002."""
     import csv

@@ -240,6 +240,7 @@ def test_mirroring_is_numpys() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_real_lesions(shared_data: Path, dinov2_small: Path) -> None:
     """PH2 with DINOv2 ViT-S/14: a linear head outlines unseen lesions; UperNet does better."""
     manifest = read_manifest(shared_data / "ph2" / "labels.csv")

@@ -111,7 +111,10 @@ def test_two_processes_resume_bit_for_bit(images: Path, tmp_path: Path, sharding
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("before", "after", "sharding"), [(2, 1, "fsdp"), (1, 2, "fsdp")])
+@pytest.mark.parametrize(
+    ("before", "after", "sharding"),
+    [(2, 1, "fsdp"), pytest.param(1, 2, "fsdp", marks=pytest.mark.long)],
+)
 def test_another_number_of_processes_goes_on_from_the_same_images(
     images: Path, tmp_path: Path, before: int, after: int, sharding: str
 ) -> None:
