@@ -412,3 +412,13 @@ def test_the_report_says_who_differs(
     assert "benign not told, malignant &lt;5" in shown
     plain = run_rounds(InProcessGrid(apps(moved)), make_plan(), tmp_path)
     assert "How alike the hospitals are" not in render_page(plain)
+
+
+def test_its_replies_are_taken_while_the_round_is_on(
+    sites: dict[str, Hospital], make_plan: Plan, tmp_path: Path
+) -> None:
+    """Here a site works when its reply is fetched: all tell before the first one trains."""
+    tally: list[str] = []
+    clients = {name: counting(site, tally) for name, site in sites.items()}
+    run_rounds(InProcessGrid(clients), make_plan(statistics=True, rounds=1), tmp_path)
+    assert tally == 3 * ["query.statistics"] + 3 * ["train"] + 3 * ["evaluate"]

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dermino_strategies.packing import FORMAT, pack_arrays, parts_of, unpack_arrays
+from dermino_strategies.protocol import largest_model, named_heads
 
 TYPES = ("float64", "float32", "float16", "uint64", "int64", "uint8", "bool")
 LIKE = {"weight": np.zeros((2, 8), np.float32), "bias": np.zeros(2)}
@@ -122,3 +123,13 @@ def test_what_cannot_be_read_is_described_as_it_came(spoil: Callable[[bytes], by
     )
     (part,) = parts_of(record)
     assert (part.name, part.dtype, part.shape, part.data) == (FORMAT, "uint8", (len(data),), data)
+
+
+def test_each_of_several_heads_is_a_model() -> None:
+    heads = named_heads({"alpha": LIKE, "beta": LIKE, "gamma": LIKE})
+    one = sum(array.nbytes for array in LIKE.values())
+    assert largest_model(RecordDict({"heads": pack_arrays(heads)})) == one
+    large = {"weight": np.zeros((20, 8)), "bias": np.zeros(20)}
+    both = RecordDict({"heads": pack_arrays(heads), "arrays": pack_arrays(large)})
+    assert largest_model(both) == 20 * 9 * 8
+    assert largest_model(RecordDict()) == 0
